@@ -1,0 +1,183 @@
+"""Beam search: this project's against ``transformers``' generate, on equal work.
+
+    python benchmarks/decode.py                        # d=256, 3+3 layers, 8,000 tokens, beam 5
+    python benchmarks/decode.py --sentences 8 --repeats 1 --length 10
+
+Both models are random, of the same sizes, read the same source sentences and are made to write
+the same number of tokens, so the ratio compares implementations and nothing else. The
+repeats alternate; medians and the median of the paired ratios are printed. Tokens a second count
+the target tokens of the best hypothesis of each sentence. Without ``transformers`` only this
+project's side is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normtrain.decoding import DecodingState, beam_search
+from normtrain.models import Seq2Seq, build_model
+from normtrain.recipe_schema import ModelRecipe
+
+PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4
+
+
+class NeverEnding:
+    """A model that gives EOS no chance, so that every hypothesis gets to the length limit.
+
+    At the limit the search asks for the EOS's log-probability, which is then very low and equal
+    for all; the work is that of real decoding.
+    """
+
+    def __init__(self, model: Seq2Seq) -> None:
+        self.model = model
+
+    def start(self, source: Tensor, beams: int, max_length: int) -> DecodingState:
+        return self.model.start(source, beams, max_length)
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        logits = self.model.step(tokens, state)
+        logits[:, EOS] = -1e4
+        return logits
+
+
+def our_model(args: argparse.Namespace) -> Seq2Seq:
+    config = ModelRecipe(
+        norm=args.norm,
+        placement=args.placement,
+        d_model=args.d_model,
+        heads=args.heads,
+        encoder_layers=args.layers,
+        decoder_layers=args.layers,
+        d_ff=args.d_ff,
+        activation="relu",
+    )
+    return build_model(config, args.vocab).eval().to(args.device)
+
+
+def their_model(args: argparse.Namespace) -> Any:
+    """A MarianMT of the same sizes, or None where ``transformers`` is not installed."""
+    try:
+        from transformers import MarianConfig, MarianMTModel
+    except ImportError:
+        return None
+    config = MarianConfig(
+        vocab_size=args.vocab,
+        d_model=args.d_model,
+        encoder_layers=args.layers,
+        decoder_layers=args.layers,
+        encoder_attention_heads=args.heads,
+        decoder_attention_heads=args.heads,
+        encoder_ffn_dim=args.d_ff,
+        decoder_ffn_dim=args.d_ff,
+        activation_function="relu",
+        max_position_embeddings=512,
+        pad_token_id=PAD,
+        eos_token_id=EOS,
+        decoder_start_token_id=BOS,
+        forced_eos_token_id=EOS,
+        scale_embedding=True,
+    )
+    return MarianMTModel(config).eval().to(args.device)
+
+
+def sources(args: argparse.Namespace) -> list[Tensor]:
+    """Batches of sentences sorted by length, lengths spread like a news corpus's."""
+    draw = torch.Generator().manual_seed(args.seed)
+    lengths = (torch.randn(args.sentences, generator=draw) * 0.5 + 3.1).exp().clamp(3, 100).long()
+    lengths = lengths.sort(descending=True).values
+    batches = []
+    for some in lengths.split(args.batch):
+        batch = torch.randint(FIRST_WORD, args.vocab, (len(some), int(some[0])), generator=draw)
+        real = torch.arange(int(some[0])) < some.unsqueeze(1)
+        batch = batch.masked_fill(~real, PAD)
+        batch[torch.arange(len(some)), some - 1] = EOS
+        batches.append(batch.to(args.device))
+    return batches
+
+
+def timed(decode: Callable[[Tensor], int], batches: list[Tensor]) -> tuple[float, int]:
+    gc.collect()
+    start = time.perf_counter()
+    tokens = sum(decode(batch) for batch in batches)
+    return time.perf_counter() - start, tokens
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Run both sides in turn; rates are tokens a second, each a list over the repeats."""
+    torch.manual_seed(args.seed)
+    ours, theirs, batches = NeverEnding(our_model(args)), their_model(args), sources(args)
+
+    def our_decode(batch: Tensor) -> int:
+        found = beam_search(ours, batch, beam=args.beam, length_penalty=0.6, max_length=args.length)
+        assert all(len(best[0].tokens) == args.length - 1 for best in found)
+        return args.length * len(found)
+
+    def their_decode(batch: Tensor) -> int:
+        # Its lengths count the start token as well.
+        out = theirs.generate(
+            batch,
+            attention_mask=(batch != PAD).long(),
+            num_beams=args.beam,
+            min_length=args.length + 1,
+            max_length=args.length + 1,
+            length_penalty=0.6,
+            do_sample=False,
+        )
+        assert out.shape[1] == args.length + 1, out.shape
+        return args.length * len(out)
+
+    sides = {"normtrain": our_decode} | ({"transformers": their_decode} if theirs else {})
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(args.repeats + 1):
+        for name in sorted(sides, reverse=repeat % 2 == 1):
+            seconds, tokens = timed(sides[name], batches[-1:] if repeat == 0 else batches)
+            if repeat:  # the first round only warms up
+                rates[name].append(tokens / seconds)
+    return {"tokens_per_second": rates, "torch": torch.__version__, "settings": vars(args)}
+
+
+def summarise(result: dict[str, Any]) -> None:
+    rates = result["tokens_per_second"]
+    for name, values in rates.items():
+        print(f"{name:14s}{statistics.median(values):9.0f} target tokens/s "
+              f"({min(values):.0f} to {max(values):.0f}, {len(values)} repeats)")  # fmt: skip
+    if "transformers" in rates:
+        pairs = zip(rates["normtrain"], rates["transformers"], strict=True)
+        ratios = [ours / theirs for ours, theirs in pairs]
+        result["ratio"] = statistics.median(ratios)
+        print(f"ratio{result['ratio']:18.2f} ({min(ratios):.2f} to {max(ratios):.2f}, paired)")
+    else:
+        print("transformers is not installed: nothing to compare with (pip install transformers)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, value in {
+        "beam": 5, "sentences": 256, "batch": 64, "length": 30, "repeats": 5, "threads": 2,
+        "d_model": 256, "heads": 4, "layers": 3, "d_ff": 1024, "vocab": 8000, "seed": 1,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--norm", default="layernorm")
+    parser.add_argument("--placement", default="post", help="Marian's is post")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    result = measure(args)
+    summarise(result)
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

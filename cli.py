@@ -1,0 +1,6 @@
+"""``python cli.py …`` and ``torchrun cli.py …``: the same commands as ``normtrain …``."""
+
+from normtrain.cli import main
+
+if __name__ == "__main__":
+    main()

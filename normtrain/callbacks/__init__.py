@@ -1,0 +1,1 @@
+"""Lightning callbacks, each with one duty."""

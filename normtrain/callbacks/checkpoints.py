@@ -1,0 +1,140 @@
+"""Which checkpoints a run keeps, and writing them so that no kill leaves half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from normtrain.errors import RunError
+
+
+def write_atomically(path: Path, write: Any) -> None:
+    """Call ``write(temporary_path)``, then rename: ``path`` is the old file or the whole new one.
+
+    Raises:
+        RunError: if the disk is full or the folder can't be written; the temporary is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise RunError(
+            f"could not write {path}: {error}; free some space or make the folder writable, "
+            f"then go on with --resume"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all and read as plain data only."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write next to ``path`` and rename."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+
+def link(source: Path, name: Path) -> None:
+    """Give the file ``source`` a second name, replacing what had it; copies where links can't be."""
+
+    def write(temporary: Path) -> None:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+    write_atomically(name, write)
+
+
+class RunCheckpoints(Checkpoint):
+    """Numbered checkpoints, ``last.ckpt`` and ``best.ckpt``.
+
+    A checkpoint of a step that is also validated is written after the validation, so that a
+    resumed run neither repeats nor misses it.
+
+    Args:
+        folder: where they go.
+        every: optimizer steps between two.
+        keep: numbered ones kept; older ones go.
+        best: ``"bleu"`` (higher is better) or ``"loss"``.
+        val_every: optimizer steps between two validations.
+        max_steps: the run's last step, always saved.
+    """
+
+    def __init__(
+        self, folder: Path, *, every: int, keep: int, best: str, val_every: int, max_steps: int
+    ) -> None:
+        super().__init__()
+        self.folder, self.every, self.keep, self.best = folder, every, keep, best
+        self.val_every, self.max_steps = val_every, max_steps
+        self.best_value: float | None = None
+        self.saved_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best_value": self.best_value}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best value up again."""
+        self.best_value = state_dict["best_value"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """A resumed run has its first step saved already."""
+        self.saved_step = checkpoint["global_step"]
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when it is time, unless a validation of this very step comes first."""
+        step = trainer.global_step
+        due = step % self.every == 0 and step != self.saved_step
+        if due and step % self.val_every and step != self.max_steps:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what was just validated; call it best if it is."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        value = float(trainer.callback_metrics[f"val_{self.best}"])
+        sign = 1.0 if self.best == "bleu" else -1.0
+        improved = self.best_value is None or sign * value > sign * self.best_value
+        if improved:
+            self.best_value = value
+        step = trainer.global_step
+        if improved or step % self.every == 0 or step >= self.max_steps or trainer.should_stop:
+            path = self.save(trainer)
+            if improved and trainer.is_global_zero:
+                link(path, self.folder / "best.ckpt")
+
+    def save(self, trainer: pl.Trainer) -> Path:
+        """Write ``step-….ckpt`` and make it ``last.ckpt``; remove numbered ones beyond ``keep``."""
+        self.saved_step = trainer.global_step
+        path = self.folder / f"step-{self.saved_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link(path, self.folder / "last.ckpt")
+            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+                old.unlink(missing_ok=True)
+        return path

@@ -1,0 +1,202 @@
+"""``metrics.csv`` and the numbers in it: losses, BLEU, learning rate, tokens a second."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from normtrain.errors import RunError, UserError
+from normtrain.tasks.loss import PAD
+
+COLUMNS = (
+    "step",
+    "epoch",
+    "train_loss",
+    "val_loss",
+    "val_bleu",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "tokens",
+    "seconds",
+)
+
+
+class MetricsFile(Logger):
+    """A CSV file with one row a report, appended at once, cut back to a checkpoint on resume.
+
+    Floats are written so that reading them gives the same float back.
+
+    Args:
+        path: the file; made with its header where absent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def version(self) -> str:
+        """There is one file a run."""
+        return ""
+
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Forget every row after ``step``: they will come again.
+
+        Raises:
+            ValueError: if the file is not one this class wrote.
+        """
+        kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(_text([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
+        os.replace(temporary, self.path)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append one row; names that are no column are left to the other loggers."""
+        row: dict[str, Any] = {"step": step, **{k: v for k, v in metrics.items() if k in COLUMNS}}
+        fresh = not self.path.exists()
+        header = [dict(zip(COLUMNS, COLUMNS, strict=True))] if fresh else []
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_text([*header, row]))
+        except OSError as error:
+            raise RunError(f"could not write {self.path}: {error}") from error
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The recipe lies beside the file; nothing to add."""
+
+
+def _text(rows: list[dict[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
+    for row in rows:
+        writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
+    return out.getvalue()
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a ``metrics.csv``; none where there is no file yet.
+
+    A last line without an end, as a kill in mid-write leaves it, is left out.
+
+    Raises:
+        ValueError: if the file has other columns.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    if lines and lines[0] != ",".join(COLUMNS):
+        raise UserError(f"{path} is not a metrics file of this version: its first line differs")
+    return list(csv.DictReader(lines))
+
+
+class Recorder(pl.Callback):
+    """Reports the training loss every ``log_every`` steps and each validation to all loggers.
+
+    Tokens a second counts real target tokens of all ranks over training time, validation and
+    saving left out.
+
+    Args:
+        log_every: optimizer steps between two reports.
+        accumulate: batches in one optimizer step.
+    """
+
+    def __init__(self, log_every: int, accumulate: int = 1) -> None:
+        self.log_every, self.accumulate = log_every, accumulate
+        self.last: dict[str, float] = {}
+        self.tokens_total = 0
+        self.seconds_total = 0.0
+        self._losses: list[Tensor] = []
+        self._tokens, self._seconds, self._started = 0, 0.0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals so far."""
+        return {"tokens": self.tokens_total, "seconds": self.seconds_total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens_total, self.seconds_total = state_dict["tokens"], state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: dict[str, Tensor],
+        batch_idx: int,
+    ) -> None:
+        """Count tokens; report when it is time."""
+        self._losses.append(outputs["loss"].detach())
+        del self._losses[: -self.accumulate]
+        tokens = int((batch["target_out"] != PAD).sum()) * trainer.world_size
+        self._tokens += tokens
+        self.tokens_total += tokens
+        if trainer.fit_loop._should_accumulate():
+            return
+        step = trainer.global_step
+        if step % self.log_every == 0 or step == trainer.max_steps:
+            self._report(trainer, pl_module, step)
+
+    def _report(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
+        # Lightning divides the loss it hands out by the number of accumulated batches.
+        total = sum(self._losses[1:], self._losses[0])
+        loss = float(trainer.strategy.reduce(total, reduce_op="mean"))
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {step}; lower optim.lr, raise optim.warmup_steps or "
+                f"set train.precision=32 (the last checkpoint is from before)"
+            )
+        self._count()
+        self.last = {
+            "train_loss": loss,
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "gradient_norm": float(pl_module.gradient_norm),
+            "tokens_per_second": self._tokens / max(1e-9, self._seconds),
+            "tokens": self.tokens_total,
+            "seconds": round(self.seconds_total, 3),
+            "epoch": trainer.train_dataloader.epoch,
+        }
+        self._tokens, self._seconds = 0, 0.0
+        for logger in trainer.loggers:
+            logger.log_metrics(self.last, step)
+
+    def _count(self) -> None:
+        now = time.perf_counter()
+        self._seconds += now - self._started
+        self.seconds_total += now - self._started
+        self._started = now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
+        self._count()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Report the validation and start the clock again."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            found = {"val_loss": pl_module.validation.loss, "val_bleu": pl_module.validation.bleu}
+            for logger in trainer.loggers:
+                logger.log_metrics(found, trainer.global_step)
+        self._started = time.perf_counter()

@@ -1,0 +1,70 @@
+"""Random state in checkpoints, so that dropout after a resume is the dropout of the whole run."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+
+def _state() -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": [version, list(words), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+class RandomState(pl.Callback):
+    """Saves every rank's generators and puts them back just before the next training batch.
+
+    Lightning itself saves none. Restoring waits for the first batch because building loaders and
+    optimizers in between draws numbers too.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, Any] | None = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store one state a rank, in rank order."""
+        states: list[Any] = [_state()]
+        if trainer.world_size > 1:
+            states = [None] * trainer.world_size
+            torch.distributed.all_gather_object(states, _state())
+        checkpoint["random_state"] = states
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember this rank's state; a run on other ranks than before starts a fresh one."""
+        states = checkpoint.get("random_state") or []
+        if len(states) == trainer.world_size:
+            self._waiting = states[trainer.global_rank]
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Put the remembered state back, once."""
+        if self._waiting is not None:
+            _restore(self._waiting)
+            self._waiting = None

@@ -1,0 +1,135 @@
+"""The group of all commands, and the one place where failures become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+from click.exceptions import NoArgsIsHelpError
+
+from normtrain._version import __version__
+from normtrain.cli.catalog import norms, recipes
+from normtrain.cli.common import SETTINGS, Session, debug_option
+from normtrain.cli.fit import fit
+from normtrain.cli.score import evaluate, translate
+from normtrain.cli.weights import average, export
+from normtrain.errors import RunError, UserError
+
+DONE, FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+
+class Commands(click.Group):
+    """A group of commands that ends every failure in one or two lines."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run a command line and exit. Click's own ``main`` hides too much: it turns ``EOFError``
+        into an abort and every broken pipe into a quiet exit."""
+        words = list(sys.argv[1:] if args is None else args)
+        name = prog_name or "normtrain"
+        self._main_shell_completion(extra, name, complete_var)
+        sys.exit(self._run(words, name, extra))
+
+    def _run(self, words: list[str], name: str, extra: dict[str, Any]) -> int:
+        session = Session()
+        try:
+            with self.make_context(name, words, obj=session, **extra) as ctx:
+                self.invoke(ctx)
+            sys.stdout.flush()
+            return DONE
+        except click.exceptions.Exit as stop:
+            return stop.exit_code
+        except (KeyboardInterrupt, click.Abort) as stop:
+            _say(str(stop) or "interrupted; 'normtrain fit --resume RUN' goes on with a run")
+            return INTERRUPTED
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and _stdout_is_closed():
+                return PIPE_CLOSED
+            if session.debug and not isinstance(error, click.ClickException):
+                traceback.print_exc()
+                return MISUSED if isinstance(error, UserError) else FAILED
+            return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """Print a failure as a person should read it, and choose the exit code."""
+    if isinstance(error, NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        _say(f"error: {error.format_message()}")
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            _say(f"'{error.ctx.command_path} --help' shows how it is used")
+        return error.exit_code
+    if isinstance(error, UserError):
+        _say(f"error: {error}")
+        return MISUSED
+    if isinstance(error, RunError):
+        _say(f"error: {error}")
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _say(f"error: {where}{error.strerror}")
+    else:
+        lines = str(error).strip().splitlines()
+        what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        _say(f"internal error: {what} (run again with --debug)")
+    return FAILED
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether nobody reads our output any more, as after ``| head``; what is left goes nowhere.
+
+    Asks the system: a failed flush may have emptied Python's buffer, so a second one succeeds.
+    """
+    try:
+        stdout = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return False
+    watch = select.poll()
+    watch.register(stdout, 0)
+    if not any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    return True
+
+
+@click.group(cls=Commands, context_settings=SETTINGS)
+@click.version_option(__version__, prog_name="normtrain", message="%(prog)s %(version)s")
+@debug_option
+def cli() -> None:
+    """Train, resume, evaluate and compare transformers with the normalizer of your choice.
+
+    \b
+    A first run, offline, in minutes on two CPU cores:
+        normtrain fit --recipe envi --norm rmsnorm --out runs/first
+        normtrain evaluate runs/first
+        echo "where is the library?" | normtrain translate runs/first
+    """
+
+
+for _command in (fit, evaluate, translate, average, export, recipes, norms):
+    cli.add_command(_command)
+
+
+def main() -> NoReturn:
+    """Entry point of ``normtrain`` and ``cli.py``: runs the command line and exits.
+
+    Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
+    """
+    cli.main()

@@ -1,0 +1,112 @@
+"""``normtrain recipes`` and ``normtrain norms``: what there is to choose from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from normtrain.cli.common import SETTINGS, debug_option
+from normtrain.errors import UserError
+
+
+@click.group(context_settings=SETTINGS)
+@debug_option
+def recipes() -> None:
+    """List, show or copy recipes."""
+
+
+@recipes.command("list")
+@debug_option
+def list_recipes() -> None:
+    """Every recipe that can be named, with what it is for."""
+    from normtrain import recipes as found
+
+    names = found.names()
+    width = max(map(len, names), default=0)
+    for name in names:
+        try:
+            about = found.summary(name)
+        except UserError as error:  # another package's broken recipe must not hide the rest
+            about = f"({error})"
+        click.echo(f"{name:<{width}}  {about}".rstrip())
+
+
+@recipes.command("show")
+@click.argument("name", metavar="NAME|FILE")
+@click.option("--resolved", is_flag=True, help="Every key, with the defaults filled in.")
+@debug_option
+def show_recipe(name: str, resolved: bool) -> None:
+    """Print a recipe."""
+    if resolved:
+        from normtrain.recipe import dump, load
+
+        click.echo(dump(load(name)), nl=False)
+        return
+    from normtrain import recipes as found
+
+    text = found.read(name)[0]
+    click.echo(text, nl=not text.endswith("\n"))
+
+
+@recipes.command("copy")
+@click.argument("name", metavar="NAME")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@debug_option
+def copy_recipe(name: str, file: Path, force: bool) -> None:
+    """Copy a recipe to FILE, to make it your own: fit --recipe FILE."""
+    from normtrain import recipes as found
+
+    text = found.read(name)[0]
+    if file.is_dir():
+        file = file / f"{Path(name).stem}.yaml"
+    if file.suffix.lower() not in {".yaml", ".yml"}:
+        raise UserError(f"{file} should end in .yaml, which is how --recipe tells files from names")
+    if not file.parent.is_dir():
+        raise UserError(f"{file.parent} is not a folder; make it before copying into it")
+    if file.exists() and not force:
+        raise UserError(f"{file} exists; --force overwrites it")
+    file.write_text(text, encoding="utf-8")
+    click.echo(file)
+
+
+@click.group(context_settings=SETTINGS)
+@debug_option
+def norms() -> None:
+    """List or show normalizers."""
+
+
+@norms.command("list")
+@debug_option
+def list_norms() -> None:
+    """Every norm with its formula."""
+    from normtrain.norms import norm_info, norm_names
+
+    known = [norm_info(name) for name in norm_names()]
+    width = max(len(info.name) for info in known)
+    for info in known:
+        click.echo(f"{info.name:<{width}}  {info.formula}")
+
+
+@norms.command("show")
+@click.argument("name")
+@debug_option
+def show_norm(name: str) -> None:
+    """One norm: formula, parameters, options with their defaults, and the paper."""
+    from normtrain.norms import norm_info
+
+    info = norm_info(name)
+    options = [
+        f"{option}={'unset' if default is None else default}"
+        for option, default in info.options.items()
+    ]
+    rows = {
+        "formula": info.formula,
+        "parameters": info.parameters or "none",
+        "options": ", ".join(options) or "none",
+        "source": info.source,
+    }
+    click.echo(f"{info.name}: {info.summary}")
+    for label, text in rows.items():
+        click.echo(f"  {label:<10}  {text}")

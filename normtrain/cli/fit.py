@@ -1,0 +1,141 @@
+"""``normtrain fit``: start a run, go on with one, or show what would be run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from normtrain.cli.common import debug_option, is_first_process
+from normtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from normtrain.recipe import Recipe
+
+PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
+
+
+@click.command()
+@click.option("--recipe", metavar="NAME|FILE", help="A recipe's name, or a YAML file.")
+@click.option("--norm", metavar="SPEC", help="One norm for every place, e.g. prmsnorm:p=0.125.")
+@click.option(
+    "--norm-at",
+    metavar="GLOB=SPEC",
+    multiple=True,
+    help="Another norm where the module name matches; repeatable, the last match wins.",
+)
+@click.option("--data", metavar="NAME|DIR", help="A corpus, hf:owner/name, or a folder.")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change one key of the recipe, e.g. model.d_model=512; repeatable.",
+)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.")
+@click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
+@click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")
+@click.option("--strategy", type=click.Choice(["auto", "ddp"]), default="auto", show_default=True)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
+@click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the model's size.")
+@debug_option
+def fit(
+    recipe: str | None,
+    out: Path | None,
+    resume: str | None,
+    devices: int | None,
+    nodes: int | None,
+    strategy: str,
+    compiled: bool,
+    dry_run: bool,
+    **changes: Any,
+) -> None:
+    """Train a recipe with a norm, or go on with an interrupted run.
+
+    Prints the run's folder. --resume RUN needs nothing else, since the folder holds the recipe.
+    --resume auto goes on with --out if it holds a run, else with the newest run of the recipe and
+    norm, and starts a new one if there is none.
+    """
+    machine = _machine(devices, nodes) | {"strategy": strategy, "compile": compiled}
+    if resume is None and recipe is None:
+        raise click.UsageError(
+            "give --recipe NAME ('normtrain recipes list' shows names) or --resume RUN"
+        )
+    if resume is not None and dry_run:
+        raise click.UsageError("--dry-run shows a new run; a resumed one keeps its recipe")
+    if resume not in (None, "auto") and out is not None:
+        raise click.UsageError("a resumed run stays in its folder; --out is for a new run")
+    wanted = None if recipe is None else _resolved(recipe, changes)
+    if dry_run and wanted is not None:
+        _show(wanted)
+        return
+    folder = _train(wanted, resume, out, changes, machine)
+    if is_first_process():
+        click.echo(folder)
+
+
+def _train(
+    recipe: Recipe | None,
+    resume: str | None,
+    out: Path | None,
+    changes: dict[str, Any],
+    machine: dict[str, Any],
+) -> Path:
+    if resume not in (None, "auto") and not Path(resume).is_dir():
+        raise UserError(f"--resume {resume}: there is no such run folder")
+    from normtrain import run
+
+    if resume is None:
+        assert recipe is not None
+        return run.fit(recipe, out=out, **machine)
+    overrides = [] if recipe is not None else _as_overrides(changes)
+    if resume == "auto":
+        return run.resume("auto", overrides, recipe=recipe, out=out, **machine)
+    return run.resume(Path(resume), overrides, recipe=recipe, **machine)
+
+
+def _show(recipe: Recipe) -> None:
+    """Print a recipe and, as comments, what it would build: the whole is a recipe file."""
+    from normtrain import run
+    from normtrain.recipe import dump
+
+    about = "\n".join(f"# {line}".rstrip() for line in run.describe(recipe).splitlines())
+    if is_first_process():
+        click.echo(f"{dump(recipe)}{about}")
+
+
+def _resolved(recipe: str, changes: dict[str, Any]) -> Recipe:
+    from normtrain.recipe import resolve
+
+    names = ("norm", "norm_at", "data", "seed", "precision")
+    return resolve(recipe, **{name: changes[name] for name in names}, overrides=changes["settings"])
+
+
+def _as_overrides(changes: dict[str, Any]) -> list[str]:
+    """The options that change a recipe, as ``section.key=value``, for a run that has its own."""
+    from normtrain.recipe import parse_rule, whole_path
+    from normtrain.yamlio import write_value
+
+    data = changes["data"]
+    rules = [parse_rule(rule) for rule in changes["norm_at"]]
+    flags = {
+        "model.norm": changes["norm"],
+        "model.norm_rules": rules or None,
+        "data.source": None if data is None else whole_path(data),
+        "train.seed": changes["seed"],
+        "train.precision": changes["precision"],
+    }
+    given = [f"{key}={write_value(flag)}" for key, flag in flags.items() if flag is not None]
+    return given + list(changes["settings"])
+
+
+def _machine(devices: int | None, nodes: int | None) -> dict[str, Any]:
+    """How many devices and machines: as asked for, else as torchrun started us, else one."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    everywhere = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_WORLD_SIZE" in os.environ else 1
+    return {"devices": devices or here, "nodes": nodes or max(1, everywhere // here)}

@@ -1,0 +1,46 @@
+"""Parallel corpora, tokenizer, encoded data and batches.
+
+Names are resolved on first use, so that importing this room imports neither torch, Lightning,
+`datasets` nor `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Corpus": "corpora",
+    "Pairs": "corpora",
+    "load_corpus": "corpora",
+    "corpus_names": "corpora",
+    "BOS": "tokenization",
+    "EOS": "tokenization",
+    "PAD": "tokenization",
+    "UNK": "tokenization",
+    "Tokenizer": "tokenization",
+    "train_tokenizer": "tokenization",
+    "EncodedPairs": "encoding",
+    "EncodingReport": "encoding",
+    "cached_tokenizer": "encoding",
+    "encode_pairs": "encoding",
+    "ResumableLoader": "batching",
+    "SortedBatches": "batching",
+    "TokenBatches": "batching",
+    "TranslationBatches": "batching",
+    "collate": "batching",
+    "padding_efficiency": "batching",
+    "TranslationData": "module",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

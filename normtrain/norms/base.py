@@ -1,0 +1,96 @@
+"""What the normalizers of this package share: checked sizes, eps, and their own spec string."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normtrain.errors import UserError
+from normtrain.norms.registry import checked_dim
+from normtrain.norms.spec import NormSpec, spec_of
+
+EPS_MODES = ("inside", "outside")
+
+
+def positive(name: str, value: float) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        UserError: it is not a finite number above 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name} must be a number above 0, not {value!r}")
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"{name} must be above 0, not {value!r}")
+    return float(value)
+
+
+class NormBase(nn.Module):
+    """A normalizer of the last axis: ``(..., dim)`` to the same shape and dtype.
+
+    Args:
+        dim: size of the last axis, at least 1.
+        eps: what keeps a row of zeros finite, above 0.
+        eps_mode: ``"inside"`` adds eps under the square root, ``"outside"`` to the root.
+
+    Raises:
+        UserError: dim, eps or eps_mode is out of range.
+    """
+
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
+    def __init__(self, dim: int, eps: float = 1e-5, eps_mode: str = "inside") -> None:
+        super().__init__()
+        if eps_mode not in EPS_MODES:
+            raise UserError(f"eps_mode must be 'inside' or 'outside', not {eps_mode!r}")
+        self.dim = checked_dim(dim)
+        self.eps = positive("eps", eps)
+        self.eps_mode = eps_mode
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    @property
+    def normalized_shape(self) -> tuple[int, ...]:
+        """The normalised axes' sizes, as `torch.nn.LayerNorm` reports them."""
+        return (self.dim,)
+
+    @property
+    def spec(self) -> str:
+        """The canonical spec string that builds this module again: plain, fit for checkpoints."""
+        return str(NormSpec(*spec_of(self)))
+
+    def add_parameters(self, *, weight: bool, bias: bool, device: Any, dtype: Any) -> None:
+        """Create ``weight`` (ones) and ``bias`` (zeros) of shape ``(dim,)`` where asked for."""
+        for name, wanted in (("weight", weight), ("bias", bias)):
+            if wanted:
+                data = torch.empty(self.dim, device=device, dtype=dtype)
+                self.register_parameter(name, nn.Parameter(data))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set ``weight`` to ones and ``bias`` to zeros."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse an input whose last axis is not ``dim`` (a size of 1 would broadcast).
+
+        Raises:
+            ValueError: the sizes differ.
+        """
+        if x.shape[-1] != self.dim:
+            raise ValueError(
+                f"{type(self).__name__}({self.dim}) needs inputs (..., {self.dim}), "
+                f"not {tuple(x.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        """The size and every option, for ``print(model)``."""
+        _, options = spec_of(self)
+        return ", ".join([str(self.dim), *(f"{key}={value}" for key, value in options.items())])

@@ -1,0 +1,231 @@
+"""The names of the normalizers, what is known of each, and where third parties add theirs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import re
+import typing
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from normtrain.errors import UserError, unknown_name
+
+Option = bool | int | float | str
+Factory = Callable[..., nn.Module]
+_F = TypeVar("_F", bound=Factory)
+
+ENTRY_POINTS = "normtrain.norms"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_PLACES = ("device", "dtype")
+
+
+@dataclass(frozen=True)
+class NormInfo:
+    """What is known of a registered norm: all of it fit to print.
+
+    Attributes:
+        name: the canonical name.
+        summary: one line.
+        formula: the output as a formula of the input.
+        parameters: the learned parameters, in words.
+        options: each option with its default (None where there is none).
+        source: the paper.
+        description: the whole docstring.
+    """
+
+    name: str
+    summary: str
+    formula: str
+    parameters: str
+    options: dict[str, Option | None]
+    source: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered norm: its description, its class or function, and its options' types."""
+
+    info: NormInfo
+    factory: Factory
+    types: dict[str, type | None]
+    takes: frozenset[str]
+
+
+_entries: dict[str, Entry] = {}
+_seen_entry_points: set[tuple[str, str]] = set()
+
+
+def name_key(name: str) -> str:
+    """What of a name counts: case, ``-`` and ``_`` do not."""
+    return name.strip().lower().replace("-", "").replace("_", "")
+
+
+def checked_dim(dim: object) -> int:
+    """The size of a last axis, if it is one.
+
+    Raises:
+        UserError: it is not a whole number of at least 1.
+    """
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise UserError(f"a norm's dim must be a whole number of at least 1, not {dim!r}")
+    return dim
+
+
+def _option_types(factory: Factory, names: list[str], defaults: Mapping[str, Any]) -> dict:
+    """The plain type of each option, from its annotation or else its default; None if unknown."""
+    target = factory.__init__ if inspect.isclass(factory) else factory
+    try:
+        hints = typing.get_type_hints(target)
+    except Exception:  # an annotation that can't be resolved tells nothing; the default may
+        hints = {}
+    types: dict[str, type | None] = {}
+    for name in names:
+        hint = hints.get(name)
+        if hint not in (bool, int, float, str):
+            hint = type(defaults[name]) if defaults[name] is not None else None
+        types[name] = hint if hint in (bool, int, float, str) else None
+    return types
+
+
+def _describe(name: str, factory: Factory, texts: Mapping[str, str]) -> Entry:
+    parameters = list(inspect.signature(factory).parameters.values())
+    if not parameters or parameters[0].kind is inspect.Parameter.VAR_KEYWORD:
+        raise UserError(f"norm {name!r} must take the size of the last axis as its first argument")
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    rest = {p.name: p.default for p in parameters[1:] if p.kind in named}
+    defaults = {
+        key: None if value is inspect.Parameter.empty else value
+        for key, value in rest.items()
+        if key not in _PLACES
+    }
+    description = inspect.getdoc(factory) or ""
+    summary = texts["summary"] or description.split("\n", 1)[0]
+    info = NormInfo(
+        name=name,
+        summary=summary,
+        formula=texts["formula"],
+        parameters=texts["parameters"],
+        options=defaults,
+        source=texts["source"],
+        description=description,
+    )
+    types = _option_types(factory, list(defaults), defaults)
+    return Entry(info, factory, types, frozenset(rest) & frozenset(_PLACES))
+
+
+def register_norm(
+    name: str,
+    *,
+    formula: str = "",
+    parameters: str = "",
+    source: str = "",
+    summary: str = "",
+) -> Callable[[_F], _F]:
+    """Make a norm known by name.
+
+    The decorated class or function takes the size of the last axis and then its options as
+    keywords; their defaults and annotations (bool, int, float, str) say what a spec may hold.
+
+    Args:
+        name: letters, digits, ``-`` and ``_``; compared without case, ``-`` and ``_``.
+        formula: the output as a formula of the input.
+        parameters: the learned parameters, in words.
+        source: the paper.
+        summary: one line; the docstring's first by default.
+
+    Returns:
+        The decorator, which returns what it was given.
+
+    Raises:
+        UserError: the name is not one, or is taken.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise UserError(f"a norm's name is letters, digits, '-' and '_', not {name!r}")
+    texts = {"formula": formula, "parameters": parameters, "source": source, "summary": summary}
+
+    def decorate(factory: _F) -> _F:
+        _refuse_clash(name, factory)
+        _entries[name_key(name)] = _describe(name.lower().replace("_", "-"), factory, texts)
+        return factory
+
+    return decorate
+
+
+def _refuse_clash(name: str, factory: Factory) -> None:
+    taken = _entries.get(name_key(name))
+    if taken is not None and not _same(taken.factory, factory):
+        raise UserError(
+            f"the norm name {name!r} is taken by {_where(taken.factory)}; "
+            f"register {_where(factory)} under another"
+        )
+
+
+def _where(factory: Factory) -> str:
+    return f"{factory.__module__}.{getattr(factory, '__qualname__', repr(factory))}"
+
+
+def _same(old: Factory, new: Factory) -> bool:
+    """Whether a module was only executed again, which replaces and is no clash."""
+    return old is new or ("<locals>" not in _where(new) and _where(old) == _where(new))
+
+
+def _load_entry_points() -> None:
+    """Register what installed packages offer; a broken one is warned about and passed over."""
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        if (point.name, point.value) in _seen_entry_points:
+            continue
+        _seen_entry_points.add((point.name, point.value))
+        try:
+            factory = point.load()
+            known = _entries.get(name_key(point.name))
+            # Importing its module may have run @register_norm already.
+            if known is None or known.factory is not factory:
+                register_norm(point.name)(factory)
+        except Exception as error:
+            warnings.warn(
+                f"the norm {point.name!r} of entry point {point.value!r} is left out: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=3,
+            )
+
+
+def lookup(name: str) -> Entry:
+    """The norm of that name, in entry points too.
+
+    Raises:
+        UserError: there is none; the nearest are listed.
+    """
+    if not isinstance(name, str):
+        raise UserError(f"a norm's name is a string such as 'rmsnorm', not {name!r}")
+    key = name_key(name)
+    if key not in _entries:
+        _load_entry_points()
+    if key not in _entries:
+        raise unknown_name("norm", name, norm_names())
+    return _entries[key]
+
+
+def registered() -> list[Entry]:
+    """Every norm registered so far, without looking at entry points."""
+    return list(_entries.values())
+
+
+def norm_names() -> list[str]:
+    """Every known name, sorted."""
+    _load_entry_points()
+    return sorted(entry.info.name for entry in _entries.values())
+
+
+def norm_info(name: str) -> NormInfo:
+    """What is known of the norm of that name.
+
+    Raises:
+        UserError: there is none; the nearest are listed.
+    """
+    return lookup(name).info

@@ -1,0 +1,318 @@
+"""The recipe: one validated, frozen value with every choice of a run in it.
+
+``resolve`` is the way from what a person typed to a `Recipe`; ``dump`` writes one that ``load``
+reads back equal; ``diff`` says what changed between two. Nothing here imports torch except
+``check_norms``, which builds the named norms once to see that they exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from normtrain import recipes, yamlio
+from normtrain.errors import UserError
+from normtrain.recipe_schema import (
+    SECTIONS,
+    DataRecipe,
+    DecodeRecipe,
+    ModelRecipe,
+    OptimRecipe,
+    Recipe,
+    TrainRecipe,
+    choices,
+    keys,
+    takes_text,
+    wanted,
+)
+
+__all__ = [
+    "DataRecipe",
+    "DecodeRecipe",
+    "ModelRecipe",
+    "OptimRecipe",
+    "Recipe",
+    "TrainRecipe",
+    "as_overrides",
+    "check_norms",
+    "diff",
+    "dump",
+    "from_plain",
+    "load",
+    "override",
+    "parse_override",
+    "parse_rule",
+    "resolve",
+    "whole_path",
+]
+
+
+def resolve(
+    name_or_path: str | Path,
+    norm: str | None = None,
+    norm_at: Iterable[str | tuple[str, str]] = (),
+    data: str | None = None,
+    seed: int | None = None,
+    precision: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Recipe:
+    """Load a recipe, apply what the command line changes, and check it, norms included.
+
+    Args:
+        name_or_path: a recipe's name, or a YAML file.
+        norm: one norm for every place; drops the recipe's own ``norm_rules``.
+        norm_at: further rules, ``"GLOB=SPEC"`` or ``(glob, spec)``; the last match wins.
+        data: ``data.source``.
+        seed: ``train.seed``.
+        precision: ``train.precision``.
+        overrides: ``"section.key=value"`` with a YAML value; the last one of a key wins.
+
+    Raises:
+        UserError: anything unknown or contradictory, or a key given by flag and by override.
+    """
+    recipe = load(name_or_path)
+    rules = [parse_rule(rule) for rule in norm_at]
+    flags: dict[str, Any] = {
+        "model.norm": norm,
+        "data.source": None if data is None else whole_path(data),
+        "train.seed": seed,
+        "train.precision": precision,
+    }
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if norm is not None or rules:
+        kept = [] if norm is not None else [list(rule) for rule in recipe.model.norm_rules]
+        changes["model.norm_rules"] = kept + rules
+    settings = dict(map(parse_override, overrides))
+    for key in changes.keys() & settings.keys():
+        if key != "model.norm_rules" or rules:
+            raise UserError(f"{key} is given by its own option and by --set; give it once")
+    return check_norms(_changed(recipe, changes | settings))
+
+
+def load(name_or_path: str | Path) -> Recipe:
+    """Load a recipe by name or from a YAML file; a file without ``name`` is named after itself.
+
+    Raises:
+        UserError: no such recipe or file, not YAML, an unknown key, a wrong value.
+    """
+    text, where, stem = recipes.read(name_or_path)
+    plain = yamlio.parse_mapping(text, where)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
+    return from_plain({"name": slug} | plain, where)
+
+
+def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate nested plain values, as `Recipe.plain` gives them.
+
+    Raises:
+        UserError: an unknown key or a wrong value; the message starts with ``where``.
+    """
+    for key in plain:
+        inside = plain[key] if isinstance(plain[key], Mapping) else {}
+        for name in (key, *inside):
+            if not isinstance(name, str):
+                raise UserError(f"{where}: {_brief(name)} cannot be a key; keys are names")
+        if key in SECTIONS and plain[key] is None:
+            raise UserError(f"{where}: section {key} is empty; leave it out or fill it")
+    try:
+        return Recipe.model_validate(dict(plain))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Apply ``"section.key=value"`` strings and check the outcome, norms included.
+
+    Raises:
+        UserError: an unknown key, or a value the key cannot take.
+    """
+    return check_norms(_changed(recipe, dict(map(parse_override, overrides))))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split ``"section.key=value"`` into its dotted key and its YAML value.
+
+    A key that takes text gets the text as typed, so ``data.revision=0012`` needs no quotes.
+
+    Raises:
+        UserError: no ``=``, an unknown key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
+    if key not in keys():
+        raise UserError(f"--set {_unknown_key(key)}")
+    value = value.strip()
+    if takes_text(key) and value not in ("", "~", "null") and value[0] not in "'\"":
+        return key, value
+    return key, yamlio.parse_value(value, f"--set {key}")
+
+
+def parse_rule(rule: str | tuple[str, str]) -> list[str]:
+    """Split ``"GLOB=SPEC"`` at its first ``=`` into a norm rule.
+
+    Raises:
+        UserError: one of the two is missing.
+    """
+    glob, _, spec = rule.partition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
+    if not glob.strip() or not spec.strip():
+        raise UserError(f"--norm-at {rule!r} should be PATTERN=NORM, as in 'encoder.*=layernorm'")
+    return [glob.strip(), spec.strip()]
+
+
+def whole_path(source: str) -> str:
+    """A data folder's absolute path, so that a run resumes from anywhere; names stay as they are.
+
+    Only text with a separator counts as a folder: ``phrasebook`` is a corpus wherever one stands.
+    """
+    is_folder = os.sep in source and not source.startswith("hf:") and Path(source).is_dir()
+    return str(Path(source).resolve()) if is_folder else source
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every key, in canonical order; `load` reads an equal one back."""
+    return yamlio.write(recipe.plain())
+
+
+def diff(old: Recipe, new: Recipe) -> list[str]:
+    """What changed, a line a key: ``"model.d_model: 256 → 512"``; empty if nothing did."""
+    before, after = _flat(old.plain()), _flat(new.plain())
+    return [
+        f"{key}: {_show(before[key])} → {_show(after[key])}"
+        for key in before
+        if before[key] != after[key]
+    ]
+
+
+def as_overrides(recipe: Recipe) -> list[str]:
+    """Every key of the recipe as ``"section.key=value"``, so that `override` rebuilds it."""
+    flat = _flat(recipe.plain())
+    return [f"{key}={_show(value, quote=True)}" for key, value in flat.items()]
+
+
+def check_norms(recipe: Recipe) -> Recipe:
+    """Build every norm the recipe names, on no memory, and write their names canonically.
+
+    Returns:
+        The recipe with canonical specs, so that ``RMSNorm`` and ``rmsnorm`` compare equal.
+
+    Raises:
+        UserError: an unknown norm, or options it does not take.
+    """
+    model = recipe.model
+    rules = [
+        [glob, _canonical_norm(spec, model.d_model, f"model.norm_rules {glob!r}")]
+        for glob, spec in model.norm_rules
+    ]
+    changes = {
+        "model.norm": _canonical_norm(model.norm, model.d_model, "model.norm"),
+        "model.qk_norm": _canonical_norm(
+            model.qk_norm, model.d_model // model.heads, "model.qk_norm"
+        ),
+        "model.norm_rules": rules,
+    }
+    return _changed(recipe, changes)
+
+
+def _canonical_norm(spec: str, dim: int, where: str) -> str:
+    import torch
+
+    from normtrain.norms import NormSpec, build_norm
+
+    try:
+        parsed = NormSpec.parse(spec)
+        with torch.device("meta"):
+            build_norm(parsed, dim)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+    return str(parsed)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    plain = recipe.plain()
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (plain[section] if section else plain)[name] = value
+    return from_plain(plain, f"recipe {recipe.name}")
+
+
+def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in plain.items() if key not in SECTIONS}
+    for section in SECTIONS:
+        flat |= {f"{section}.{key}": value for key, value in plain[section].items()}
+    return flat
+
+
+def _show(value: Any, quote: bool = False) -> str:
+    """A value as ``--set`` takes it; without ``quote``, text stays bare for reading."""
+    if isinstance(value, str) and not quote:
+        return value
+    return yamlio.write_value(value)
+
+
+def _explain(error: ValidationError) -> str:
+    """One sentence on the first problem, in the recipe's words instead of the validator's."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    loc = [str(part) for part in first["loc"]]
+    if first["type"] == "value_error" and not loc:
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(".".join(loc)) + more
+    kind = yamlio.kind_of(first["input"])
+    given = _brief(first["input"]) + ("" if kind == "null" else f" ({kind})")
+    if loc[:1] and loc[0] in SECTIONS and len(loc) == 1:
+        return f"section {loc[0]} is {given}; it must be a mapping of keys{more}"
+    key = ".".join(loc[:2]) if loc and loc[0] in SECTIONS else ".".join(loc[:1])
+    if len(loc) > len(key.split(".")):  # the problem sits inside a list
+        given = f"wrong at {given}" if first["type"] != "missing" else "too short"
+    hint = ""
+    if isinstance(first["input"], str) and first["type"] == "literal_error":
+        near = difflib.get_close_matches(first["input"].lower(), choices(key), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} is {given}; it must be {wanted(key)}{hint}{more}"
+
+
+def _brief(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    return reprlib.repr(value)
+
+
+def _unknown_key(key: str) -> str:
+    """Say that a dotted key is unknown, with the likeliest one: same name elsewhere, then typos."""
+    if key in SECTIONS:
+        first = next(iter(SECTIONS[key].model_fields))
+        return f"{key} is a section, not a key; name one of its keys, as in {key}.{first}"
+    section, _, name = key.rpartition(".")
+    near = [known for known in keys() if known.rpartition(".")[2] == name]
+    near = near or _closest(section, SECTIONS, name) or _closest(name, SECTIONS)
+    near = near or difflib.get_close_matches(key.lower(), keys(), n=1)
+    near = near or [
+        known
+        for word in difflib.get_close_matches(name.lower(), [k.rpartition(".")[2] for k in keys()])
+        for known in keys()
+        if known.rpartition(".")[2] == word
+    ]
+    if near:
+        return f"unknown key {key!r}; did you mean {' or '.join(dict.fromkeys(near))}?"
+    return f"unknown key {key!r}; sections are {', '.join(SECTIONS)}"
+
+
+def _closest(section: str, known: Iterable[str], name: str | None = None) -> list[str]:
+    """The section meant, or, given a name, the key of that section meant; empty if unclear."""
+    sections = difflib.get_close_matches(section.lower(), known, n=1)
+    if not sections or name is None:
+        return sections
+    fields = SECTIONS[sections[0]].model_fields
+    matches = difflib.get_close_matches(name.lower(), fields, n=1)
+    return [f"{sections[0]}.{match}" for match in matches]

@@ -1,0 +1,20 @@
+"""One run: from a recipe to a run folder, and from a run folder to scores and translations."""
+
+from normtrain.run.average import average
+from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.evaluate import evaluate, translate
+from normtrain.run.export import export
+from normtrain.run.fit import Interrupted, describe, fit, resume
+
+__all__ = [
+    "Checkpoint",
+    "Interrupted",
+    "average",
+    "describe",
+    "evaluate",
+    "export",
+    "fit",
+    "read_checkpoint",
+    "resume",
+    "translate",
+]

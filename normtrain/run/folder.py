@@ -1,0 +1,136 @@
+"""A run's folder: its names, its lock, and finding the one to go on with."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from normtrain import recipe as recipes
+from normtrain.errors import RunError, UserError
+from normtrain.recipe import Recipe
+
+HOME = Path("runs")
+# Processes that a launcher starts for further ranks find the run's folder here.
+FOLDER_VARIABLE = "NORMTRAIN_RUN_FOLDER"
+
+
+class RunFolder:
+    """Where everything of one run lies.
+
+    Attributes:
+        path: the folder.
+        recipe_file: the resolved recipe.
+        metrics_file: one row a report.
+        tokenizer_file: the tokenizer, as the ``tokenizers`` library reads it.
+        checkpoints: ``last.ckpt``, ``best.ckpt`` and numbered ones.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.recipe_file = self.path / "recipe.yaml"
+        self.metrics_file = self.path / "metrics.csv"
+        self.tokenizer_file = self.path / "tokenizer.json"
+        self.checkpoints = self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint that validated best."""
+        return self.checkpoints / "best.ckpt"
+
+    def recipe(self) -> Recipe:
+        """Read the resolved recipe.
+
+        Raises:
+            ValueError: if the folder holds no run.
+        """
+        if not self.recipe_file.is_file():
+            raise UserError(f"{self.path} holds no run: there is no recipe.yaml in it")
+        return recipes.load(str(self.recipe_file))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            ValueError: if another process holds it.
+        """
+        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "unknown"
+                raise UserError(
+                    f"{self.path} is in use by another run (process {holder}); wait for it or "
+                    f"choose another folder with --out"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def _slug(norm: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=-]+", "-", norm).strip("-")
+
+
+def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
+    """Make the folder of a new run and write its recipe.
+
+    Args:
+        recipe: the resolved recipe.
+        out: the folder; by default ``runs/<recipe>-<norm>-<time>``.
+
+    Raises:
+        ValueError: if ``out`` already holds something.
+        RunError: if it can't be written.
+    """
+    if out is None:
+        stem = f"{recipe.name}-{_slug(recipe.model.norm)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = HOME / stem
+        for again in range(2, 1000):
+            if not out.exists():
+                break
+            out = HOME / f"{stem}-{again}"
+    folder = RunFolder(out)
+    if folder.recipe_file.exists():
+        raise UserError(
+            f"{out} already holds a run; go on with it by --resume {out}, or choose another --out"
+        )
+    if out.is_file() or (out.is_dir() and any(p.name != ".lock" for p in out.iterdir())):
+        raise UserError(f"{out} exists and is no run's folder; choose a new or empty --out")
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.recipe_file.write_text(recipes.dump(recipe), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"can't write the run folder {out}: {error.strerror}; choose --out") from error
+    return folder
+
+
+def newest_run(recipe: Recipe | None, home: Path = HOME) -> RunFolder | None:
+    """The newest run folder below ``home`` that can be gone on with.
+
+    Args:
+        recipe: only runs of this recipe's name and norm; any run if None.
+        home: the folder that holds run folders.
+    """
+    found = []
+    for last in home.glob("*/checkpoints/last.ckpt"):
+        folder = RunFolder(last.parent.parent)
+        try:
+            theirs = folder.recipe()
+        except ValueError:
+            continue
+        if recipe is None or (theirs.name, theirs.model) == (recipe.name, recipe.model):
+            found.append((last.stat().st_mtime, folder))
+    return max(found, key=lambda pair: pair[0])[1] if found else None

@@ -1,0 +1,56 @@
+"""What this machine can do, and the settings that make it do it well."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory for reuse instead of handing it back to the system.
+
+    A training step frees and asks for the same large blocks again and again; by default each
+    time costs page faults for the whole block.
+
+    Returns:
+        Whether the C library understood (it is glibc on Linux).
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        )
+    except (OSError, AttributeError):
+        return False
+
+
+def resolve_precision(asked: str) -> tuple[str, str]:
+    """Turn ``"auto"`` into a precision of this machine.
+
+    Args:
+        asked: the recipe's ``train.precision``.
+
+    Returns:
+        The precision in Lightning's words (``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"``)
+        and the reason, for a message.
+    """
+    if asked != "auto":
+        return {"32": "32-true"}.get(asked, asked), "as the recipe says"
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{torch.cuda.get_device_name()} computes in bfloat16"
+        return "32-true", f"{torch.cuda.get_device_name()} has no bfloat16"
+    if _cpu_has_bf16():
+        return "bf16-mixed", "this CPU multiplies in bfloat16"
+    return "32-true", "this CPU has no bfloat16 instructions"
+
+
+def _cpu_has_bf16() -> bool:
+    capability = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capability.get("avx512_bf16") or capability.get("amx_bf16"))

@@ -1,0 +1,1 @@
+"""LightningModules: what a run trains and how it is judged."""

@@ -1,0 +1,81 @@
+"""Shared by all tests: a cache of their own, a tiny corpus, a recipe that trains in a second."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENGLISH = "the a red blue old small cat dog house book tree sees has likes near under".split()
+VIETNAMESE = "con cái đỏ xanh cũ nhỏ mèo chó nhà sách cây thấy có thích gần dưới".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("NORMTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    yield
+    patch.undo()
+
+
+def write_corpus(folder: Path, *, train: int = 90, valid: int = 12, test: int = 10) -> Path:
+    """A corpus folder whose target is the source word by word."""
+    rng = random.Random(5)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        rows = [[rng.randrange(len(ENGLISH)) for _ in range(rng.randint(2, 9))] for _ in range(count)]
+        for suffix, words in (("en", ENGLISH), ("vi", VIETNAMESE)):
+            lines = [" ".join(words[i] for i in row) + "\n" for row in rows]
+            (folder / f"{split}.{suffix}").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, valid and test in two languages."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+TINY = {
+    "data.max_tokens": 60,
+    "data.max_length": 30,
+    "data.vocab_size": 320,
+    "model.d_model": 16,
+    "model.heads": 2,
+    "model.encoder_layers": 1,
+    "model.decoder_layers": 1,
+    "model.d_ff": 24,
+    "optim.warmup_steps": 2,
+    "train.max_steps": 12,
+    "train.val_every": 5,
+    "train.checkpoint_every": 1,
+    "train.keep": 100,
+    "train.log_every": 1,
+    "train.precision": "'32'",
+    "train.samples": 1,
+    "decode.beam": 2,
+    "decode.max_length": 12,
+}
+
+
+def tiny_settings(**changes: Any) -> list[str]:
+    """``key=value`` settings of a run that takes about a second; ``data_workers=2`` changes one."""
+    values = TINY | {key.replace("_", ".", 1): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(corpus_folder: Path) -> Callable[..., Any]:
+    """Builds a tiny recipe on the tiny corpus: ``tiny_recipe(norm="adanorm", train_ema=0.9)``."""
+
+    def build(norm: str = "rmsnorm", recipe: str = "envi", **changes: Any) -> Any:
+        from normtrain.recipe import resolve
+
+        settings = tiny_settings(**changes)
+        return resolve(recipe, norm=norm, data=str(corpus_folder), overrides=settings)
+
+    return build

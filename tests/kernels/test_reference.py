@@ -1,0 +1,137 @@
+"""The hand-derived backward against autograd, and what runs when."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from normtrain import kernels
+from normtrain.kernels import reference
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64).requires_grad_()
+
+
+def _leaves(*shapes: tuple[int, ...] | None) -> list[Tensor | None]:
+    return [None if shape is None else _leaf(*shape) for shape in shapes]
+
+
+def _gradients(
+    y: Tensor, leaves: list[Tensor | None], upstream: Tensor, graph: bool = False
+) -> list[Tensor]:
+    inputs = [t for t in leaves if t is not None]
+    return list(torch.autograd.grad(y, inputs, upstream, retain_graph=True, create_graph=graph))
+
+
+@pytest.mark.parametrize("first", [1, 3, 9])
+@pytest.mark.parametrize("weight", [(9,), None])
+@pytest.mark.parametrize("bias", [(9,), None])
+def test_rms_backward(
+    first: int, weight: tuple[int, ...] | None, bias: tuple[int, ...] | None
+) -> None:
+    leaves = _leaves((2, 4, 9), weight, bias)
+    upstream = torch.randn(2, 4, 9, dtype=torch.float64)
+    x, gain, offset = leaves
+    assert x is not None
+    fast = reference.RMSNormFunction.apply(x, gain, offset, 1e-3, first)
+    plain = reference.plain_rms_norm(x, gain, offset, 1e-3, first)
+    torch.testing.assert_close(fast, plain)
+    wanted = _gradients(plain, leaves, upstream)
+    # asked for a graph of the gradient, the backward takes another way to the same numbers
+    for graph in (True, False):
+        for got, want in zip(_gradients(fast, leaves, upstream, graph), wanted, strict=True):
+            torch.testing.assert_close(got, want)
+            assert got.requires_grad == graph or got.shape == (9,)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("first", [3, 9])
+def test_only_what_is_asked_for_is_computed(frozen: int, first: int) -> None:
+    leaves = x, weight, bias = _leaf(4, 9), _leaf(9), _leaf(9)
+    leaves[frozen].requires_grad_(False)
+    kernels.rms_norm(x, weight, bias, 1e-5, first=first).sum().backward()
+    assert [t.grad is None for t in leaves] == [i == frozen for i in range(3)]
+
+
+@pytest.mark.parametrize(("c", "k"), [(1.0, 0.1), (2.0, 0.4), (0.5, 0.0)])
+def test_ada_backward(c: float, k: float) -> None:
+    x, upstream = _leaf(2, 4, 9), torch.randn(2, 4, 9, dtype=torch.float64)
+    fast = reference.AdaNormFunction.apply(x, 1e-3, c, k)
+    plain = reference.plain_ada_norm(x, 1e-3, c, k)
+    torch.testing.assert_close(fast, plain)
+    (wanted,) = _gradients(plain, [x], upstream)
+    for graph in (True, False):
+        torch.testing.assert_close(_gradients(fast, [x], upstream, graph)[0], wanted)
+
+
+@pytest.mark.parametrize("mode", ["inside", "outside"])
+def test_plain_layer_norm_is_torchs(mode: str) -> None:
+    x, weight, bias = _leaf(4, 9), _leaf(9), _leaf(9)
+    eps = 1e-3 if mode == "inside" else 1e-12
+    expected = torch.nn.functional.layer_norm(x, (9,), weight, bias, eps)
+    torch.testing.assert_close(
+        reference.plain_layer_norm(x, weight, bias, eps, mode), expected, rtol=1e-7, atol=1e-9
+    )
+
+
+def test_a_weight_that_depends_on_the_input_is_differentiated_once() -> None:
+    """Second gradients must not count the way through the weight twice."""
+
+    def call(x: Tensor) -> Tensor:
+        return kernels.rms_norm(x, x[0] * 2 + 1, None, 1e-3)
+
+    x = _leaf(3, 4)
+    assert torch.autograd.gradcheck(call, (x,))
+    assert torch.autograd.gradgradcheck(call, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_inputs_are_left_alone(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 8).to(dtype).requires_grad_()
+    weight, upstream = torch.rand(8).requires_grad_(), torch.randn(3, 8).to(dtype)
+    before = x.detach().clone(), weight.detach().clone(), upstream.clone()
+    for y in (
+        kernels.rms_norm(x, weight, None, 1e-5),
+        kernels.rms_norm(x, weight, None, 1e-5, first=2),
+        kernels.ada_norm(x, 1e-5, 2.0, 0.1),
+        kernels.layer_norm(x, weight, None, 1e-5),
+    ):
+        y.backward(upstream)
+    with torch.no_grad():
+        kernels.rms_norm(x, weight, weight, 1e-5)
+        kernels.ada_norm(x, 1e-5, 2.0, 0.1)
+    assert torch.equal(x.detach(), before[0])
+    assert torch.equal(weight.detach(), before[1])
+    assert torch.equal(upstream, before[2])
+
+
+def test_what_is_kept_for_the_backward() -> None:
+    """One activation, the input itself, and a number or two a row."""
+    saved: list[Tensor] = []
+
+    def pack(t: Tensor) -> Tensor:
+        saved.append(t)
+        return t
+
+    x, weight = torch.randn(16, 64, requires_grad=True), torch.ones(64, requires_grad=True)
+    for call in (
+        lambda: kernels.rms_norm(x, weight, None, 1e-5),
+        lambda: kernels.rms_norm(x, weight, None, 1e-5, first=4),
+        lambda: kernels.ada_norm(x, 1e-5, 1.0, 0.1),
+    ):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            call()
+        large = [t for t in saved if t.numel() == x.numel()]
+        assert [t.data_ptr() for t in large] == [x.data_ptr()]
+        assert sum(t.numel() for t in saved if t.numel() != x.numel()) <= 64 + 2 * 16
+
+
+def test_the_choice_is_named() -> None:
+    x = torch.randn(2, 4)
+    assert kernels.chosen(x, "layer_norm") == "aten"
+    assert kernels.chosen(x, "rms_norm") == "function"
+    assert kernels.chosen(x, "ada_norm") == "function"
+    assert kernels.chosen(x, "layer_norm", "outside") == "plain"
