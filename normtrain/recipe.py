@@ -150,7 +150,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
     if key not in keys():
         raise UserError(f"--set {_unknown_key(key)}")
-    value = value.strip()
+    value = value.strip(" \t\n")  # as YAML does; other white space may be text
     if takes_text(key) and value not in ("", "~", "null") and value[0] not in "'\"":
         return key, value
     return key, yamlio.parse_value(value, f"--set {key}")

@@ -31,13 +31,6 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
 class _Dumper(yaml.SafeDumper):
     """Block mappings and flow lists, however deep."""
 
@@ -48,6 +41,14 @@ class _Dumper(yaml.SafeDumper):
         self, tag: str, sequence: Any, flow_style: bool | None = None
     ) -> yaml.SequenceNode:
         return super().represent_sequence(tag, sequence, flow_style=True)
+
+
+for _side in (_Loader, _Dumper):  # the dumper must quote text that the loader takes for a number
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
 
 
 def parse_value(text: str, where: str) -> Any:

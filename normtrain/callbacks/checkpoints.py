@@ -110,7 +110,9 @@ class RunCheckpoints(Checkpoint):
         """Save when it is time, unless a validation of this very step comes first."""
         step = trainer.global_step
         due = step % self.every == 0 and step != self.saved_step
-        if due and step % self.val_every and step != self.max_steps:
+        if step >= self.max_steps:
+            trainer.should_stop = True  # makes Lightning validate the last step, whichever it is
+        elif due and step % self.val_every:
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

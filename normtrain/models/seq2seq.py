@@ -93,12 +93,14 @@ class Seq2Seq(nn.Module):
         self.encoder = Stack(config, encoder_layers, "encoder", EncoderLayer)
         self.decoder = Stack(config, decoder_layers, "decoder", DecoderLayer)
         self.head = nn.Linear(d, vocab_size, bias=False)
-        for embedding in {self.source_embedding, self.target_embedding, self.head}:
-            nn.init.normal_(embedding.weight, std=d**-0.5)
-        for embedding in (self.source_embedding, self.target_embedding):
-            nn.init.zeros_(embedding.weight[PAD])
         if tie != "none":
             self.head.weight = self.target_embedding.weight
+        # A dict, not a set: the order must be the same in every process.
+        tables = dict.fromkeys((self.source_embedding, self.target_embedding, self.head))
+        for table in tables:
+            nn.init.normal_(table.weight, std=d**-0.5)
+        for table in (self.source_embedding, self.target_embedding):
+            nn.init.zeros_(table.weight[PAD])
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read source sentences.

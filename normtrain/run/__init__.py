@@ -1,10 +1,10 @@
 """One run: from a recipe to a run folder, and from a run folder to scores and translations."""
 
-from normtrain.run.average import average
+from normtrain.run.averaging import average
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
-from normtrain.run.evaluate import evaluate, translate
-from normtrain.run.export import export
-from normtrain.run.fit import Interrupted, describe, fit, resume
+from normtrain.run.evaluating import evaluate, translate
+from normtrain.run.exporting import export
+from normtrain.run.fitting import Interrupted, describe, fit, resume
 
 __all__ = [
     "Checkpoint",

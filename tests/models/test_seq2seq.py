@@ -184,6 +184,16 @@ def test_reorder_and_keep_follow_the_hypotheses() -> None:
         torch.testing.assert_close(after, model(kept, history)[:, -1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tie", ["all", "decoder", "none"])
+def test_the_same_seed_builds_the_same_model(tie: str) -> None:
+    first = model_of(tie=tie).state_dict()
+    keep_alive = [nn.Linear(3, 3) for _ in range(50)]  # moves the next model in memory
+    for _ in range(5):
+        again = model_of(tie=tie)
+        keep_alive.append(again)
+        assert all(torch.equal(v, first[k]) for k, v in again.state_dict().items())
+
+
 @pytest.mark.parametrize(("tie", "matrices"), [("all", 1), ("decoder", 2), ("none", 3)])
 def test_ties_share_the_very_parameter(tie: str, matrices: int) -> None:
     model = model_of(tie=tie)

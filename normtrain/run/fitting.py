@@ -262,7 +262,7 @@ class _Run:
         step = 0
         if checkpoint is not None:
             step = read_checkpoint(checkpoint).step
-            self.metrics.cut(step)
+        self.metrics.cut(step)
         trainer = self._trainer(step)
         self._announce(task)
         try:
@@ -308,6 +308,7 @@ class _Run:
             accumulate_grad_batches=optim.accumulate,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
+            log_every_n_steps=1,
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=[self.metrics, board],
