@@ -284,7 +284,8 @@ class _Run:
         recorder = Recorder(train.log_every, optim.accumulate)
         callbacks: list[pl.Callback] = [RandomState(), recorder]
         if train.ema is not None:
-            callbacks.append(EMAWeightAveraging(decay=train.ema))
+            # Without buffers: averaging rounds the fixed position tables, which checkpoints leave out.
+            callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
         if train.patience is not None:
             mode = "max" if train.best == "bleu" else "min"
             callbacks.append(EarlyStopping(f"val_{train.best}", patience=train.patience, mode=mode))

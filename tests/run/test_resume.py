@@ -79,11 +79,11 @@ def test_resumed_at_any_step_equals_uninterrupted(
 
 
 def test_epochs_are_crossed_and_ordered_anew(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    run = fit(tiny_recipe(train_max_steps=40, train_val_every=100), out=tmp_path / "run")
+    run = fit(tiny_recipe(train_max_steps=80, train_val_every=100), out=tmp_path / "run")
     epochs = [int(row["epoch"]) for row in rows(run) if row["epoch"]]
     assert epochs == sorted(epochs)
-    assert epochs[-1] >= 2
-    again = rewound(run, 33, tmp_path / "again")
+    assert epochs[-1] == 2
+    again = rewound(run, 67, tmp_path / "again")
     resume(again)
     assert_same_run(run, again)
 
