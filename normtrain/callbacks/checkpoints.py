@@ -50,7 +50,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def link(source: Path, name: Path) -> None:
-    """Give the file ``source`` a second name, replacing what had it; copies where links can't be."""
+    """Give the file ``source`` a second name, replacing what had it; copies if it can't link."""
 
     def write(temporary: Path) -> None:
         try:

@@ -177,7 +177,7 @@ class Recorder(pl.Callback):
             "tokens_per_second": self._tokens / max(1e-9, self._seconds),
             "tokens": self.tokens_total,
             "seconds": round(self.seconds_total, 3),
-            "epoch": trainer.train_dataloader.epoch,
+            "epoch": getattr(trainer.train_dataloader, "epoch", 0),
         }
         self._tokens, self._seconds = 0, 0.0
         for logger in trainer.loggers:

@@ -105,7 +105,9 @@ class ShowProgress(pl.Callback):
             f"BLEU {found.bleu:.2f} (beam {beam})"
         )
         for source, output, reference in found.samples:
-            self.say(f"    source     {source}\n    output     {output}\n    reference  {reference}")
+            self.say(
+                f"    source     {source}\n    output     {output}\n    reference  {reference}"
+            )
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -17,7 +17,7 @@ in the vocabulary, C candidates a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class StepModel(Protocol):
     def start(self, source: Tensor, beams: int, max_length: int) -> DecodingState:
         """Encode ``source`` (B, S) for at most ``max_length`` steps of ``B * beams`` rows."""
 
-    def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
         """Take each row's newest token (R,) and return the next one's logits (R, V)."""
 
 

@@ -12,7 +12,8 @@ from normtrain.errors import UserError
 class KeyValueCache:
     """Keys and values of the tokens decoded so far, one row a hypothesis.
 
-    Storage grows by doubling, so a decoding loop copies each entry a bounded number of times.
+    Stored time first and twice, so that following the hypotheses is one copy between two
+    buffers. The buffers double when full: each entry is copied a bounded number of times.
 
     Args:
         rows: number of hypotheses, ``batch * beams``.
@@ -22,24 +23,28 @@ class KeyValueCache:
 
     def __init__(self, rows: int, width: int, like: Tensor) -> None:
         self.length = 0
-        self.store = like.new_empty(rows, 16, width)
+        self.store = like.new_empty(16, rows, width)
+        self.spare = torch.empty_like(self.store)
 
     def append(self, entry: Tensor) -> Tensor:
         """Add one token's ``(rows, 1, width)`` and return all so far, ``(rows, length, width)``."""
-        if self.length == self.store.size(1):
-            grown = self.store.new_empty(self.store.size(0), 2 * self.length, self.store.size(2))
-            grown[:, : self.length] = self.store
-            self.store = grown
-        self.store[:, self.length : self.length + 1] = entry
+        if self.length == self.store.size(0):
+            grown = self.store.new_empty(2 * self.length, *self.store.shape[1:])
+            grown[: self.length] = self.store
+            self.store, self.spare = grown, torch.empty_like(grown)
+        self.store[self.length] = entry[:, 0]
         self.length += 1
-        return self.store[:, : self.length]
+        return self.store[: self.length].transpose(0, 1)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in the given order (repeats allowed)."""
-        fresh = self.store.new_empty(rows.numel(), *self.store.shape[1:])
-        used = self.store[:, : self.length]
-        fresh[:, : self.length] = used.index_select(0, rows)
-        self.store = fresh
+        if rows.numel() != self.store.size(1):
+            self.spare = self.store.new_empty(self.store.size(0), rows.numel(), self.store.size(2))
+        n = self.length
+        torch.index_select(self.store[:n], 1, rows, out=self.spare[:n])
+        self.store, self.spare = self.spare, self.store
+        if self.spare.shape != self.store.shape:
+            self.spare = torch.empty_like(self.store)
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -153,7 +158,9 @@ class Attention(nn.Module):
         q = _heads(query, self.heads)
         if self.k_norm is not None:
             key, value = entry.chunk(2, -1)
-            entry = torch.cat([self.k_norm(_heads(key, self.heads)).transpose(1, 2).flatten(2), value], -1)
+            entry = torch.cat(
+                [self.k_norm(_heads(key, self.heads)).transpose(1, 2).flatten(2), value], -1
+            )
         if self.q_norm is not None:
             q = self.q_norm(q)
         key, value = cache.append(entry).chunk(2, -1)
@@ -174,7 +181,9 @@ class Attention(nn.Module):
             k = self.k_norm(k)
         return k.contiguous(), _heads(value, self.heads).contiguous()
 
-    def step_cross(self, x: Tensor, remembered: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def step_cross(
+        self, x: Tensor, remembered: tuple[Tensor, Tensor], mask: Tensor | None
+    ) -> Tensor:
         """Cross-attention of one new token of every hypothesis.
 
         A sentence's hypotheses stand side by side as queries, so the memory is kept once a

@@ -21,7 +21,11 @@ from normtrain.errors import UserError
 from normtrain.models.attention import Attention, KeyValueCache
 from normtrain.norms import NormRules, build_norm
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "swiglu": F.silu,
+}
 PLACEMENTS = ("pre", "post", "sandwich")
 
 

@@ -14,26 +14,47 @@ from normtrain.norms import NormRules
 
 
 class ModelConfig(Protocol):
-    """What :func:`build_model` reads; a recipe's ``model`` section has it all."""
+    """What :func:`build_model` reads; a recipe's ``model`` section has it all.
 
-    norm: str
-    norm_rules: Sequence[Sequence[str]]
-    placement: str
-    qk_norm: str
-    d_model: int
-    heads: int
-    encoder_layers: int
-    decoder_layers: int
-    d_ff: int
-    activation: str
-    dropout: float
-    attention_dropout: float
-    activation_dropout: float
-    word_dropout: float
-    positions: str
-    max_positions: int
-    tie: str
-    bias: bool
+    Read-only, so that a frozen section fits.
+    """
+
+    @property
+    def norm(self) -> str: ...
+    @property
+    def norm_rules(self) -> Sequence[Sequence[str]]: ...
+    @property
+    def placement(self) -> str: ...
+    @property
+    def qk_norm(self) -> str: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def encoder_layers(self) -> int: ...
+    @property
+    def decoder_layers(self) -> int: ...
+    @property
+    def d_ff(self) -> int: ...
+    @property
+    def activation(self) -> str: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def attention_dropout(self) -> float: ...
+    @property
+    def activation_dropout(self) -> float: ...
+    @property
+    def word_dropout(self) -> float: ...
+    @property
+    def positions(self) -> str: ...
+    @property
+    def max_positions(self) -> int: ...
+    @property
+    def tie(self) -> str: ...
+    @property
+    def bias(self) -> bool: ...
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
@@ -51,8 +72,7 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
     Raises:
         ValueError: if a size, a name or a norm is wrong, or a norm rule matches no norm.
     """
-    rules = [(glob, spec) for glob, spec in config.norm_rules]
-    norms = NormRules.of(config.norm, rules)
+    norms = NormRules.of(config.norm, [(glob, spec) for glob, spec in config.norm_rules])
     layers = LayerConfig(
         d_model=config.d_model,
         heads=config.heads,
@@ -76,7 +96,6 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
         tie=config.tie,
         word_dropout=config.word_dropout,
     )
-    model.norms = norms
     sites = norm_sites(model)
     if unmatched := norms.unmatched(sites):
         raise UserError(

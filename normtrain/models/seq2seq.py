@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,9 @@ class Seq2Seq(nn.Module):
             (target and output are) or ``"none"``.
         word_dropout: share of source tokens that training replaces by the unknown token.
 
+    Attributes:
+        norms: the rules it was built with.
+
     Raises:
         ValueError: if ``tie`` is none of the three.
     """
@@ -79,6 +83,7 @@ class Seq2Seq(nn.Module):
         word_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.norms = config.norms
         if tie not in TIES:
             raise UserError(f"tie is one of {', '.join(TIES)}, not {tie!r}")
         d = config.d_model
@@ -96,9 +101,9 @@ class Seq2Seq(nn.Module):
         if tie != "none":
             self.head.weight = self.target_embedding.weight
         # A dict, not a set: the order must be the same in every process.
-        tables = dict.fromkeys((self.source_embedding, self.target_embedding, self.head))
-        for table in tables:
-            nn.init.normal_(table.weight, std=d**-0.5)
+        tables = (self.source_embedding.weight, self.target_embedding.weight, self.head.weight)
+        for weight in dict.fromkeys(tables):
+            nn.init.normal_(weight, std=d**-0.5)
         for table in (self.source_embedding, self.target_embedding):
             nn.init.zeros_(table.weight[PAD])
 
@@ -157,12 +162,10 @@ class Seq2Seq(nn.Module):
                 f"{self.target_positions.max_positions}"
             )
         memory, mask = self.encode(source)
-        remembered = [layer.cross_attention.remember(memory) for layer in self.decoder.layers]
+        layers = cast(list[DecoderLayer], list(self.decoder.layers))
+        remembered = [layer.cross_attention.remember(memory) for layer in layers]
         width = 2 * memory.size(-1)
-        caches = [
-            KeyValueCache(beams * source.size(0), width, remembered[0][0])
-            for _ in self.decoder.layers
-        ]
+        caches = [KeyValueCache(beams * source.size(0), width, remembered[0][0]) for _ in layers]
         return DecodingState(beams, caches, remembered, mask)
 
     def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
@@ -177,9 +180,8 @@ class Seq2Seq(nn.Module):
         """
         x = self.target_embedding(tokens[:, None]) * self.scale
         x = self.target_positions(x, start=state.length)
-        for layer, cache, remembered in zip(
-            self.decoder.layers, state.caches, state.remembered, strict=True
-        ):
+        layers = cast(list[DecoderLayer], list(self.decoder.layers))
+        for layer, cache, remembered in zip(layers, state.caches, state.remembered, strict=True):
             x = layer.step(x, cache, remembered, state.mask)
         state.length += 1
         return F.linear(self.decoder.norm(x)[:, 0], self.head.weight).float()

@@ -4,7 +4,8 @@ from normtrain.run.averaging import average
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.evaluating import evaluate, translate
 from normtrain.run.exporting import export
-from normtrain.run.fitting import Interrupted, describe, fit, resume
+from normtrain.run.fitting import describe, fit, resume
+from normtrain.run.loop import Interrupted
 
 __all__ = [
     "Checkpoint",

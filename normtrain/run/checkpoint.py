@@ -73,7 +73,9 @@ def find_checkpoint(target: Path) -> Path:
         for name in ("best.ckpt", "last.ckpt"):
             if (target / "checkpoints" / name).is_file():
                 return target / "checkpoints" / name
-        raise UserError(f"{target} holds no checkpoint (looked for checkpoints/best.ckpt, last.ckpt)")
+        raise UserError(
+            f"{target} holds no checkpoint (looked for checkpoints/best.ckpt, last.ckpt)"
+        )
     if not target.exists():
         raise UserError(f"there is no run or checkpoint at {target}")
     return target

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from normtrain import __version__
 from normtrain.callbacks.checkpoints import write_atomically
 from normtrain.data.corpora import load_corpus
 from normtrain.decoding.translate import translate_lines, translate_stream
@@ -20,7 +21,9 @@ from normtrain.run.machine import keep_freed_memory
 from normtrain.scoring import score
 
 
-def _decoding(checkpoint: Checkpoint, beam: int | None, length_penalty: float | None) -> dict[str, Any]:
+def _decoding(
+    checkpoint: Checkpoint, beam: int | None, length_penalty: float | None
+) -> dict[str, Any]:
     decode, data = checkpoint.recipe.decode, checkpoint.recipe.data
     beam = decode.beam if beam is None else beam
     if beam < 1:
@@ -73,7 +76,9 @@ def evaluate(
     corpus = load_corpus(source, revision=revision, splits=[split])
     pairs = corpus.splits[split]
     settings = _decoding(checkpoint, beam, length_penalty)
-    result = translate_lines(model, checkpoint.tokenizer, pairs.source, progress=progress, **settings)
+    result = translate_lines(
+        model, checkpoint.tokenizer, pairs.source, progress=progress, **settings
+    )
     scores = score(result.lines, pairs.target, tokenized=corpus.tokenized)
     report = {
         "checkpoint": str(checkpoint.path),
@@ -85,15 +90,23 @@ def evaluate(
         **{k: v for k, v in settings.items() if k != "max_source"},
         "sources_truncated": result.truncated,
         "corpus": corpus.provenance,
-        "versions": {name: version(name) for name in ("normtrain", "torch", "sacrebleu")},
+        "versions": _versions(),
     }
     folder = _results_folder(target, checkpoint.path)
     stem = split if data is None else f"{Path(source).name.replace(':', '-')}-{split}"
     report["hypotheses"] = str(folder / f"hypotheses-{stem}.txt")
     text = "".join(line + "\n" for line in result.lines)
     _write(folder / f"hypotheses-{stem}.txt", text)
-    _write(folder / f"evaluation-{stem}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    _write(
+        folder / f"evaluation-{stem}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    )
     return report
+
+
+def _versions() -> dict[str, str]:
+    # A plain checkout has no metadata of normtrain's own, so its version comes from the code.
+    others = {name: version(name) for name in ("torch", "sacrebleu")}
+    return {"normtrain": __version__, **others}
 
 
 def _results_folder(target: Path, checkpoint: Path) -> Path:

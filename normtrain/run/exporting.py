@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import save_file
 
+from normtrain import __version__
 from normtrain.errors import RunError, UserError
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 
@@ -55,7 +55,7 @@ def export(target: Path, folder: Path) -> str:
     weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
     count = sum(p.numel() for p in weights.values())
     config = {
-        "normtrain_version": version("normtrain"),
+        "normtrain_version": __version__,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "step": checkpoint.step,
         "recipe": checkpoint.recipe.plain(),
@@ -86,7 +86,7 @@ def _card(checkpoint: Checkpoint, target: Path, parameters: int) -> str:
     return CARD.format(
         name=recipe.name,
         norm=recipe.model.norm,
-        version=version("normtrain"),
+        version=__version__,
         step=checkpoint.step,
         data=Path(recipe.data.source).name,
         parameters=parameters,

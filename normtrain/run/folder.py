@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import time
@@ -46,6 +47,22 @@ class RunFolder:
     def best(self) -> Path:
         """The checkpoint that validated best."""
         return self.checkpoints / "best.ckpt"
+
+    def finish(self, step: int) -> None:
+        """Note that the run is done, after ``step`` optimizer steps."""
+        self._status_file.write_text(json.dumps({"finished": True, "step": step}) + "\n")
+
+    def finished(self) -> int | None:
+        """The step after which the run was done, or None while it isn't."""
+        try:
+            status = json.loads(self._status_file.read_text())
+        except (OSError, ValueError):
+            return None
+        return status["step"] if status.get("finished") else None
+
+    @property
+    def _status_file(self) -> Path:
+        return self.path / "status.json"
 
     def recipe(self) -> Recipe:
         """Read the resolved recipe.
@@ -113,7 +130,9 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         folder.recipe_file.write_text(recipes.dump(recipe), encoding="utf-8")
     except OSError as error:
-        raise RunError(f"can't write the run folder {out}: {error.strerror}; choose --out") from error
+        raise RunError(
+            f"can't write the run folder {out}: {error.strerror}; choose --out"
+        ) from error
     return folder
 
 

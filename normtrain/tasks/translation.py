@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from normtrain.data.corpora import Corpus
 from normtrain.data.tokenization import Tokenizer
 from normtrain.decoding.translate import translate_lines
 from normtrain.models import build_model, norm_sites
@@ -75,6 +76,10 @@ class TranslationTask(pl.LightningModule):
         self.gradient_norm = torch.zeros(())
         self._tally = Tally()
 
+    @property
+    def _corpus(self) -> Corpus:
+        return self.trainer.datamodule.corpus  # type: ignore[attr-defined]
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Label-smoothed loss of one batch, nats a real target token."""
         self.batch_shape = {k: tuple(v.shape) for k, v in batch.items() if v.ndim == 2}
@@ -89,7 +94,8 @@ class TranslationTask(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Translate the validation sources; averaged weights, if any, are in place by now."""
         self._tally = Tally()
-        pairs = self.trainer.datamodule.corpus.splits["valid"]
+        corpus = self._corpus
+        pairs = corpus.splits["valid"]
         decode = self.recipe.decode
         mine = list(range(self.global_rank, len(pairs.source), self.trainer.world_size))
         result = translate_lines(
@@ -103,7 +109,7 @@ class TranslationTask(pl.LightningModule):
         )
         found = _gather(dict(zip(mine, result.lines, strict=True)))
         lines = [found[i] for i in range(len(pairs.source))]
-        bleu = score(lines, pairs.target, tokenized=self.trainer.datamodule.corpus.tokenized).bleu
+        bleu = score(lines, pairs.target, tokenized=corpus.tokenized).bleu
         shown = range(min(self.recipe.train.samples, len(lines)))
         samples = [(pairs.source[i], lines[i], pairs.target[i]) for i in shown]
         self.validation = Validation(bleu=bleu, samples=samples)
@@ -146,7 +152,9 @@ class TranslationTask(pl.LightningModule):
             "recipe": self.recipe.plain(),
             "tokenizer": self.tokenizer.to_json(),
             "rules": self.model.norms.to_plain(),
-            "norms": {name: str(self.model.norms.spec_for(name)) for name in norm_sites(self.model)},
+            "norms": {
+                name: str(self.model.norms.spec_for(name)) for name in norm_sites(self.model)
+            },
             "data": self.provenance,
         }
 

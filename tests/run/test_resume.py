@@ -78,12 +78,14 @@ def test_resumed_at_any_step_equals_uninterrupted(
         assert_same_run(whole, again)
 
 
-def test_epochs_are_crossed_and_ordered_anew(tiny_recipe: Callable[..., Any], tmp_path: Path) -> None:
-    run = fit(tiny_recipe(train_max_steps=80, train_val_every=100), out=tmp_path / "run")
+def test_epochs_are_crossed_and_ordered_anew(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = fit(tiny_recipe(train_max_steps=100, train_val_every=200), out=tmp_path / "run")
     epochs = [int(row["epoch"]) for row in rows(run) if row["epoch"]]
     assert epochs == sorted(epochs)
-    assert epochs[-1] == 2
-    again = rewound(run, 67, tmp_path / "again")
+    assert epochs[-1] >= 2
+    again = rewound(run, 83, tmp_path / "again")
     resume(again)
     assert_same_run(run, again)
 
@@ -133,8 +135,12 @@ def undisturbed(
 
 @pytest.mark.parametrize(
     ("asked", "step", "code"),
-    [(signal.SIGKILL, 33, -9), (signal.SIGKILL, 141, -9), (signal.SIGINT, 50, 130),
-     (signal.SIGTERM, 75, 130)],
+    [
+        (signal.SIGKILL, 33, -9),
+        (signal.SIGKILL, 141, -9),
+        (signal.SIGINT, 50, 130),
+        (signal.SIGTERM, 75, 130),
+    ],
 )
 def test_a_killed_process_goes_on_bit_for_bit(
     asked: signal.Signals,

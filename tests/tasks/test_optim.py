@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from normtrain.models import build_model
 from normtrain.norms import norm_names
 from normtrain.recipe_schema import ModelRecipe
-from normtrain.models import build_model
 from normtrain.tasks.optim import SCHEDULES, build_optimizer, parameter_groups, schedule_factor
 
 
@@ -79,8 +79,13 @@ def test_unknown_schedule_names_the_four() -> None:
 
 def test_the_optimizer_follows_the_schedule_from_its_first_step() -> None:
     optim = SimpleNamespace(
-        lr=0.1, betas=(0.9, 0.98), eps=1e-9, weight_decay=0.0, schedule="linear",
-        warmup_steps=2, min_lr=0.05,
+        lr=0.1,
+        betas=(0.9, 0.98),
+        eps=1e-9,
+        weight_decay=0.0,
+        schedule="linear",
+        warmup_steps=2,
+        min_lr=0.05,
     )
     model = nn.Linear(2, 2)
     built = build_optimizer(model, optim, max_steps=4)

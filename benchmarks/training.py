@@ -1,0 +1,326 @@
+"""Training throughput: this project's ``fit`` against a plain PyTorch loop, on the same batches.
+
+    python benchmarks/training.py FOLDER               # FOLDER: train.en, train.vi, valid.…
+    python benchmarks/training.py FOLDER --blocks 1 --steps 5 --max-tokens 512
+
+Every measurement is a process of its own, because threads and the allocator's settings belong to a
+process. Block k gives every arm the same batches in the same order; the arms take turns, each block
+beginning with another one. What is counted is real target tokens (padding left out, each sentence's
+end mark counted) a second, after the warm-up steps and without start-up and validation. All arms
+train the same sizes with the same dropout, loss and gradient clipping. Everything runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+# They would change the arm that is to run with the allocator's defaults.
+ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
+                       "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: `kind` is normtrain, plain or joeynmt."""
+
+    kind: str
+    precision: str = "32"
+    norm: str = "layernorm"
+    keep_memory: bool = True
+    stock_dropout: bool = False
+
+
+ARMS = {
+    "normtrain-layernorm": Arm("normtrain", "auto"),
+    "normtrain-rmsnorm": Arm("normtrain", "auto", "rmsnorm"),
+    "normtrain-layernorm-32": Arm("normtrain"),
+    "normtrain-rmsnorm-32": Arm("normtrain", norm="rmsnorm"),
+    "plain": Arm("plain", keep_memory=False),
+    "plain-mallopt": Arm("plain"),
+    "plain-mallopt-stock": Arm("plain", stock_dropout=True),
+    "plain-mallopt-bf16": Arm("plain", "bf16-mixed"),
+    "joeynmt": Arm("joeynmt", keep_memory=False, stock_dropout=True),
+}
+
+
+# --- In a process of its own: one arm, one block ---------------------------------------------------
+
+
+def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
+    from normtrain.recipe import from_plain
+
+    steps = args.warmup + args.steps
+    return from_plain({
+        "name": "benchmark",
+        "data": {"source": str(args.folder), "max_tokens": args.max_tokens, "max_length": 128,
+                 "vocab_size": args.vocab},
+        "model": {"norm": arm.norm, "d_model": args.d_model, "heads": args.heads,
+                  "encoder_layers": args.layers, "decoder_layers": args.layers,
+                  "d_ff": args.d_ff, "dropout": 0.1},
+        "optim": {"schedule": "constant", "warmup_steps": min(400, steps - 1), "clip": 1.0,
+                  "label_smoothing": 0.1},
+        # One validation, if any, at the very end and after the last count.
+        "train": {"max_steps": steps, "val_every": 10**6, "checkpoint_every": 10**6,
+                  "log_every": args.warmup, "precision": arm.precision, "seed": args.block + 1},
+    })  # fmt: skip
+
+
+def same_data(args: argparse.Namespace) -> Any:
+    """The data that ``fit`` makes of the recipe, loaded and encoded."""
+    from normtrain.data.module import TranslationData
+
+    data = TranslationData(
+        source=str(args.folder),
+        max_tokens=args.max_tokens,
+        max_length=128,
+        vocab_size=args.vocab,
+        seed=args.block + 1,
+        total_batches=args.warmup + args.steps,
+    )
+    data.setup("fit")
+    return data
+
+
+def run_normtrain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
+    """The real ``fit``; tokens and seconds between the warm-up's and the last row it wrote."""
+    import torch
+
+    from normtrain.callbacks.metrics import read_metrics
+    from normtrain.run.fitting import fit
+    from normtrain.run.folder import RunFolder
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as out:
+        folder = RunFolder(fit(make_recipe(args, arm), out=Path(out) / "run"))
+        rows = {int(r["step"]): r for r in read_metrics(folder.metrics_file) if r["tokens"]}
+    first, last = rows[args.warmup], rows[args.warmup + args.steps]
+    return {
+        "tokens": int(last["tokens"]) - int(first["tokens"]),
+        "seconds": float(last["seconds"]) - float(first["seconds"]),
+        "loss": float(last["train_loss"]),
+    }
+
+
+def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
+    """The loop of plain_loop.py over the batches that ``fit`` sees."""
+    import plain_loop
+    import torch
+
+    from normtrain.run.machine import keep_freed_memory
+
+    torch.set_num_threads(args.threads)
+    if arm.keep_memory and not keep_freed_memory():
+        print("this C library knows no mallopt: the arm runs with its defaults", file=sys.stderr)
+    torch.manual_seed(args.block + 1)
+    data = same_data(args)
+    sizes = plain_loop.Sizes(
+        vocab=data.tokenizer.vocab_size,
+        d_model=args.d_model,
+        heads=args.heads,
+        layers=args.layers,
+        d_ff=args.d_ff,
+        stock_dropout=arm.stock_dropout,
+    )
+    bf16 = arm.precision == "bf16-mixed"
+    return dict(plain_loop.train(data.train_dataloader(), sizes, args.warmup, bf16))
+
+
+def run_joeynmt(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
+    import joeynmt_arm
+
+    return joeynmt_arm.run(args, same_data(args))
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+    """Fill the cache of encoded data, so that no arm pays for it; say what is measured on what."""
+    import torch
+    from pytorch_lightning import __version__ as lightning_version
+
+    import normtrain
+    from normtrain.run.machine import resolve_precision
+
+    data = same_data(args)
+    precision, reason = resolve_precision("auto")
+    return {
+        "normtrain": normtrain.__version__,
+        "torch": torch.__version__,
+        "lightning": lightning_version,
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": args.threads,
+        "auto": precision.removesuffix("-true"),
+        "auto_reason": reason,
+        "report": data.report,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def worker(args: argparse.Namespace) -> None:
+    if args.worker == "prepare":
+        result = prepare(args)
+    else:
+        arm = ARMS[args.worker]
+        kinds = {"normtrain": run_normtrain, "plain": run_plain, "joeynmt": run_joeynmt}
+        result = kinds[arm.kind](args, arm)
+        result["peak_mib"] = result.get("peak_mib") or peak_mib()
+    args.result.write_text(json.dumps(result), encoding="utf-8")
+
+
+def peak_mib() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+# --- The process that starts them all --------------------------------------------------------------
+
+
+def start(args: argparse.Namespace, name: str, block: int) -> dict[str, Any]:
+    """Run one worker and read what it found."""
+    env = {k: v for k, v in os.environ.items() if k not in ALLOCATOR_VARIABLES}
+    env |= {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
+    env |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
+    # The arms must find the package also from a checkout that is not installed.
+    paths = [str(HERE.parent.parent), env.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    with tempfile.TemporaryDirectory() as scratch:
+        result = Path(scratch) / "result.json"
+        command = [sys.executable, str(HERE), *sys.argv[1:]]
+        command += ["--worker", name, "--block", str(block), "--result", str(result)]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode or not result.exists():
+            sys.exit(
+                f"{name} failed (exit {done.returncode}):\n{(done.stderr or done.stdout)[-3000:]}"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def chosen(args: argparse.Namespace, auto: str) -> list[str]:
+    """The arms to run: those asked for, or all that this machine and the options allow."""
+    if args.arms:
+        return list(args.arms)
+    names = [name for name, arm in ARMS.items() if arm.kind != "joeynmt" or args.joeynmt]
+    if auto == "32":
+        print("precision auto is 32 on this machine: one arm for both")
+        names = [n for n in names if not (ARMS[n].kind == "normtrain" and n.endswith("-32"))]
+    return names
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All arms in every block, in an order that moves on by one from block to block."""
+    machine = start(args, "prepare", 0)
+    describe(machine)
+    names = chosen(args, machine["auto"])
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for block in range(args.blocks):
+        turn = block % len(names)
+        for name in names[turn:] + names[:turn]:
+            result = start(args, name, block)
+            result["rate"] = result["tokens"] / result["seconds"]
+            found[name].append(result)
+            print(
+                f"block {block + 1}/{args.blocks}  {name:24s}{result['rate']:8.0f} tokens/s",
+                flush=True,
+            )
+        counts = {found[n][-1]["tokens"] for n in names if ARMS[n].kind != "joeynmt"}
+        assert len(counts) <= 1, f"the arms did not see the same batches: {counts}"
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return {"machine": machine, "settings": settings, "arms": found}
+
+
+def describe(machine: dict[str, Any]) -> None:
+    print(
+        f"normtrain {machine['normtrain']}, torch {machine['torch']}, Lightning "
+        f"{machine['lightning']}, Python {machine['python']}\n"
+        f"{machine['cpu']} ({machine['capability']}), {machine['cores']} cores, "
+        f"{machine['threads']} threads; precision auto is {machine['auto']}: "
+        f"{machine['auto_reason']}"
+    )
+    print("\n".join(machine["report"]))
+
+
+def summarise(result: dict[str, Any], reference: str) -> None:
+    """The table in Markdown: medians, spreads, and ratios paired by block."""
+    arms, auto = result["arms"], result["machine"]["auto"]
+    base = arms.get(reference)
+    print(f"\n| arm | precision | target tokens/s | range | ÷ {reference} | range | peak MiB |")
+    print("|---|---|---|---|---|---|---|")
+    for name, blocks in arms.items():
+        rates = [b["rate"] for b in blocks]
+        ratios = [b["rate"] / r["rate"] for b, r in zip(blocks, base, strict=True)] if base else []
+        shown = (
+            f"{statistics.median(ratios):.2f} | {min(ratios):.2f}–{max(ratios):.2f}"
+            if ratios
+            else "– | –"
+        )
+        precision = auto if ARMS[name].precision == "auto" else ARMS[name].precision
+        peak = max(b["peak_mib"] for b in blocks)
+        print(
+            f"| {name} | {precision} | {statistics.median(rates):,.0f} | "
+            f"{min(rates):,.0f}–{max(rates):,.0f} | {shown} | {peak:,} |"
+        )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="parallel text: train.en, train.vi, valid.en, …")
+    for name, value in {
+        "blocks": 5, "steps": 40, "warmup": 5, "threads": 2, "max_tokens": 4096, "vocab": 8000,
+        "d_model": 256, "heads": 4, "layers": 3, "d_ff": 1024,
+    }.items():  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="only these (default: all)")
+    parser.add_argument("--reference", choices=ARMS, default="plain-mallopt")
+    parser.add_argument(
+        "--joeynmt", metavar="PYTHON", help="also JoeyNMT, by the Python of its own environment"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    for name, kind in {"worker": str, "block": int, "result": Path}.items():
+        parser.add_argument(f"--{name}", type=kind, default=0 if kind is int else None,
+                            help=argparse.SUPPRESS)  # fmt: skip
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    if not args.folder.is_dir():
+        sys.exit(f"{args.folder} is no folder; give one with train.en, train.vi and so on (or .gz)")
+    if min(args.blocks, args.steps, args.warmup, args.threads) < 1:
+        sys.exit("--blocks, --steps, --warmup and --threads are 1 or more")
+    if args.arms and "joeynmt" in args.arms and not args.joeynmt:
+        sys.exit("the arm joeynmt needs --joeynmt PYTHON, the Python of JoeyNMT's environment")
+
+
+def main() -> None:
+    args = parse()
+    check(args)
+    if args.worker:
+        worker(args)
+        return
+    result = measure(args)
+    summarise(result, args.reference)
+    if args.json:
+        Path(args.json).write_text(json.dumps(result, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""One training process: its callbacks, its Trainer, its messages, and what can go wrong in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from normtrain.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from normtrain.callbacks.metrics import MetricsFile, Recorder
+from normtrain.callbacks.progress import Say, ShowProgress
+from normtrain.callbacks.random_state import RandomState
+from normtrain.callbacks.stop import GracefulStop, StopAsked
+from normtrain.data.module import TranslationData
+from normtrain.errors import RunError
+from normtrain.models import Seq2Seq, norm_sites
+from normtrain.recipe import Recipe
+from normtrain.run.checkpoint import read_checkpoint
+from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
+from normtrain.run.machine import keep_freed_memory, resolve_precision
+from normtrain.tasks.translation import TranslationTask
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped the run, and it has saved itself; the message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run trains; the recipe has everything that decides what it computes.
+
+    Attributes:
+        devices: devices of each machine.
+        nodes: machines.
+        strategy: ``"auto"`` or ``"ddp"``.
+        compile: run the training forward pass through ``torch.compile``.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+
+
+class _Board(TensorBoardLogger):
+    """TensorBoard events without a second, empty file of settings beside them."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class TrainingRun:
+    """Trains one recipe in one folder.
+
+    Args:
+        recipe: every choice of the run.
+        folder: where everything goes.
+        data: set up for fitting.
+        machine: where it trains.
+        say: prints messages.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        data: TranslationData,
+        machine: Machine,
+        say: Say,
+    ) -> None:
+        self.recipe, self.folder, self.data = recipe, folder, data
+        self.machine, self.say = machine, say
+        self.metrics = MetricsFile(folder.metrics_file)
+
+    def train(self, checkpoint: Path | None) -> None:
+        """Train to the end, holding the folder's lock.
+
+        Args:
+            checkpoint: what to go on from; None begins.
+
+        Raises:
+            ValueError: if another process holds the folder.
+            RunError: if the run can't go on.
+            Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
+        """
+        if FOLDER_VARIABLE in os.environ:  # a further rank: the first one holds the lock
+            self._loop(checkpoint)
+            return
+        with self.folder.locked():
+            os.environ[FOLDER_VARIABLE] = str(self.folder.path)
+            try:
+                self._loop(checkpoint)
+            finally:
+                del os.environ[FOLDER_VARIABLE]
+
+    def _loop(self, checkpoint: Path | None) -> None:
+        _quiet()
+        keep_freed_memory()
+        pl.seed_everything(self.recipe.train.seed, verbose=False)
+        task = TranslationTask(
+            self.recipe,
+            self.data.tokenizer,
+            provenance=self.data.corpus.provenance,
+            compile_model=self.machine.compile,
+        )
+        self.folder.tokenizer_file.write_text(self.data.tokenizer.to_json(), encoding="utf-8")
+        step = read_checkpoint(checkpoint).step if checkpoint else 0
+        self.metrics.cut(step)
+        trainer = self._trainer(step)
+        self._announce(task)
+        try:
+            trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        except StopAsked as stop:
+            raise Interrupted(
+                f"{stop}; go on with: normtrain fit --resume {self.folder.path}"
+            ) from stop
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise RunError(_memory_advice(task, self.recipe)) from error
+        if trainer.is_global_zero:
+            self.folder.finish(trainer.global_step)
+
+    def _trainer(self, step: int) -> pl.Trainer:
+        train, optim = self.recipe.train, self.recipe.optim
+        board = _Board(self.folder.path, name="", version="", purge_step=step + 1 if step else None)
+        return pl.Trainer(
+            accelerator="auto",
+            devices=self.machine.devices,
+            num_nodes=self.machine.nodes,
+            strategy=self.machine.strategy,
+            precision=resolve_precision(train.precision)[0],  # type: ignore[arg-type]
+            max_steps=train.max_steps,
+            val_check_interval=train.val_every * optim.accumulate,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=optim.accumulate,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=[self.metrics, board],
+            callbacks=self._callbacks(),
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=self.folder.path,
+        )
+
+    def _callbacks(self) -> list[pl.Callback]:
+        train = self.recipe.train
+        recorder = Recorder(train.log_every, self.recipe.optim.accumulate)
+        callbacks: list[pl.Callback] = [RandomState(), recorder]
+        if train.ema is not None:
+            # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
+            callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
+        if train.patience is not None:
+            mode = "max" if train.best == "bleu" else "min"
+            callbacks.append(EarlyStopping(f"val_{train.best}", patience=train.patience, mode=mode))
+        checkpoints = RunCheckpoints(
+            self.folder.checkpoints,
+            every=train.checkpoint_every,
+            keep=train.keep,
+            best=train.best,
+            val_every=train.val_every,
+            max_steps=train.max_steps,
+        )
+        return [
+            *callbacks,
+            ShowProgress(train.max_steps, recorder, self.say),
+            checkpoints,
+            GracefulStop(checkpoints, self.say),
+        ]
+
+    def _announce(self, task: TranslationTask) -> None:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            return
+        for line in [*self.data.report, size_line(task.model)]:
+            self.say(line)
+        precision = self.recipe.train.precision
+        cuda = torch.cuda.is_available()
+        where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+        self.say(f"training in {precision} on {where}; run folder {self.folder.path}")
+
+
+def size_line(model: Seq2Seq) -> str:
+    """A model's parameters and norms, in one line."""
+    norms: dict[str, int] = {}
+    for name in norm_sites(model):
+        spec = str(model.norms.spec_for(name))
+        norms[spec] = norms.get(spec, 0) + 1
+    shown = ", ".join(f"{count} × {spec}" for spec, count in norms.items())
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"model: {parameters:,} parameters; norms: {shown}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _memory_advice(task: TranslationTask, recipe: Recipe) -> str:
+    shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
+    return (
+        f"out of memory on a batch of shape {shapes or '(none yet)'}; lower data.max_tokens "
+        f"(now {recipe.data.max_tokens}) and raise optim.accumulate to keep the update's size"
+    )
+
+
+def _quiet() -> None:
+    """Silence Lightning's remarks on what is meant here as it is."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*litmodels.*",
+        ".*isinstance.treespec.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
