@@ -1,8 +1,45 @@
 """Train, resume, evaluate and compare transformers whose first-class axis is the normalizer.
 
-Importing this package imports neither torch nor Lightning; its rooms do, when they are asked for.
+Importing this package imports neither torch nor Lightning; the names below load their rooms when
+they are first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from normtrain._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from normtrain.models import build_model
+    from normtrain.norms import NormRules, NormSpec, build_norm, norm_names, register_norm
+
+_HOMES = {
+    "NormRules": "normtrain.norms",
+    "NormSpec": "normtrain.norms",
+    "build_model": "normtrain.models",
+    "build_norm": "normtrain.norms",
+    "norm_names": "normtrain.norms",
+    "register_norm": "normtrain.norms",
+}
+
+__all__ = [
+    "NormRules",
+    "NormSpec",
+    "__version__",
+    "build_model",
+    "build_norm",
+    "norm_names",
+    "register_norm",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'normtrain' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

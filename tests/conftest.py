@@ -82,3 +82,45 @@ def tiny_recipe(corpus_folder: Path) -> Callable[..., Any]:
         return resolve(recipe, norm=norm, data=str(corpus_folder), overrides=settings)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def learned(
+    tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Finished runs that have learnt something: ``plain``, ``ema`` and in ``bf16``. Read only."""
+    from normtrain.run import fit
+
+    settings = {
+        "data_max_tokens": 240,
+        "model_d_model": 32,
+        "model_d_ff": 64,
+        "optim_lr": 0.02,
+        "train_max_steps": 160,
+        "train_val_every": 80,
+        "train_val_beam": 2,
+        "train_checkpoint_every": 40,
+        "train_log_every": 20,
+    }
+    kinds = {"plain": {}, "ema": {"train_ema": 0.95}, "bf16": {"train_precision": "bf16-true"}}
+    folder = tmp_path_factory.mktemp("learned")
+    return {
+        kind: fit(tiny_recipe(**settings, **more), out=folder / kind)
+        for kind, more in kinds.items()
+    }
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs ``normtrain`` with the words given, in an empty folder, in this process."""
+    from click.testing import CliRunner
+
+    from normtrain.cli import cli
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+    def invoke(*words: object, stdin: bytes | None = None) -> Any:
+        return CliRunner().invoke(cli, [str(w) for w in words], input=stdin, prog_name="normtrain")
+
+    return invoke

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from pathlib import Path
@@ -24,14 +25,17 @@ def write_atomically(path: Path, write: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as error:
+        # torch reports a full disk as a RuntimeError that names places in its own source.
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
         raise RunError(
-            f"could not write {path}: {error}; free some space or make the folder writable, "
-            f"then go on with --resume"
+            f"could not write {path}: {reason}; free some space or make the folder writable, "
+            f"then try again (a run goes on with --resume)"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -45,7 +49,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write next to ``path`` and rename."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
 
@@ -65,7 +68,7 @@ class RunCheckpoints(Checkpoint):
     """Numbered checkpoints, ``last.ckpt`` and ``best.ckpt``.
 
     A checkpoint of a step that is also validated is written after the validation, so that a
-    resumed run neither repeats nor misses it.
+    resumed run neither repeats nor misses it. A score that is no number is never best.
 
     Args:
         folder: where they go.
@@ -83,21 +86,31 @@ class RunCheckpoints(Checkpoint):
         self.folder, self.every, self.keep, self.best = folder, every, keep, best
         self.val_every, self.max_steps = val_every, max_steps
         self.best_value: float | None = None
+        self.best_step: int | None = None
         self.saved_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {"best_value": self.best_value}
+        """The best value so far and its step."""
+        return {"best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best value up again."""
-        self.best_value = state_dict["best_value"]
+        self.best_value, self.best_step = state_dict["best_value"], state_dict.get("best_step")
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """A resumed run has its first step saved already."""
         self.saved_step = checkpoint["global_step"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put right what a kill between two files of one save has left."""
+        if not trainer.is_global_zero:
+            return
+        for part in self.folder.glob(".*.tmp"):
+            part.unlink(missing_ok=True)
+        if self.best_step is not None and self.best_step == self.saved_step:
+            link(self.folder / "last.ckpt", self.folder / "best.ckpt")
 
     def on_train_batch_end(
         self,
@@ -121,10 +134,12 @@ class RunCheckpoints(Checkpoint):
             return
         value = float(trainer.callback_metrics[f"val_{self.best}"])
         sign = 1.0 if self.best == "bleu" else -1.0
-        improved = self.best_value is None or sign * value > sign * self.best_value
-        if improved:
-            self.best_value = value
+        improved = math.isfinite(value) and (
+            self.best_value is None or sign * value > sign * self.best_value
+        )
         step = trainer.global_step
+        if improved:
+            self.best_value, self.best_step = value, step
         if improved or step % self.every == 0 or step >= self.max_steps or trainer.should_stop:
             path = self.save(trainer)
             if improved and trainer.is_global_zero:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from normtrain.callbacks.checkpoints import write_atomically
 from normtrain.errors import RunError, UserError
 from normtrain.tasks.loss import PAD
 
@@ -64,9 +64,8 @@ class MetricsFile(Logger):
             ValueError: if the file is not one this class wrote.
         """
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(_text([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept]))
-        os.replace(temporary, self.path)
+        text = _text([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])
+        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -78,7 +77,10 @@ class MetricsFile(Logger):
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(_text([*header, row]))
         except OSError as error:
-            raise RunError(f"could not write {self.path}: {error}") from error
+            raise RunError(
+                f"could not write {self.path}: {error.strerror}; free some space, then go on "
+                f"with --resume"
+            ) from error
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
@@ -99,13 +101,16 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     A last line without an end, as a kill in mid-write leaves it, is left out.
 
     Raises:
-        ValueError: if the file has other columns.
+        ValueError: if the file has other columns, or a line that is no row.
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
     if lines and lines[0] != ",".join(COLUMNS):
         raise UserError(f"{path} is not a metrics file of this version: its first line differs")
+    for number, line in enumerate(lines[1:], start=2):
+        if line.count(",") != len(COLUMNS) - 1 or not line.partition(",")[0].isdecimal():
+            raise UserError(f"{path}, line {number} is not a row of metrics; take it out")
     return list(csv.DictReader(lines))
 
 

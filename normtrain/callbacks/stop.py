@@ -75,6 +75,8 @@ class GracefulStop(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save and stop after a validation that was running or due."""
         if trainer.state.fn == "fit" and self._everyone_asked(trainer) is not None:
+            # Lightning calls callbacks that save last, so this one has yet to judge the score.
+            self.checkpoints.on_validation_end(trainer, pl_module)
             self._stop(trainer)
 
     def _everyone_asked(self, trainer: pl.Trainer) -> int | None:

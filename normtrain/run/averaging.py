@@ -49,9 +49,7 @@ def average(run: Path, *, last: int, output: Path) -> str:
         "state_dict": mean,
         "normtrain": {**first.raw["normtrain"], "averaged_steps": [c.step for c in chosen]},
         "global_step": chosen[-1].step,
-        "pytorch-lightning_version": first.raw["pytorch-lightning_version"],
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(output, lambda temporary: torch.save(checkpoint, temporary))
     steps = ", ".join(str(c.step) for c in chosen)
     return f"{output}: the mean of the checkpoints at steps {steps}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 
 from normtrain import recipe as recipes
 from normtrain.data.tokenization import Tokenizer
-from normtrain.errors import UserError
+from normtrain.errors import RunError, UserError
 from normtrain.models import Seq2Seq, build_model, norm_sites
 from normtrain.recipe import Recipe
 
 PREFIX = "model."
+FORMAT_VERSION = 1  # of the checkpoint's normtrain section, as tasks write it
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ class Checkpoint:
                     f"{self.path} was trained with {saved.get(name, 'no norm')} at {name}, "
                     f"but its recipe builds {built.get(name, 'no norm')} there"
                 )
+        kinds = {weight.dtype for weight in self.weights.values() if weight.is_floating_point()}
+        if len(kinds) == 1:  # a bf16-true run validates in bfloat16, so this model works in it too
+            model.to(kinds.pop())
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
-            raise UserError(f"the weights in {self.path} don't fit its recipe: {error}") from error
+            first = str(error).strip().splitlines()[1:2] or [str(error)]
+            raise UserError(
+                f"the weights in {self.path} don't fit its recipe: {first[0].strip()}"
+            ) from error
         return model.eval()
 
 
@@ -91,18 +97,19 @@ def read_checkpoint(target: Path) -> Checkpoint:
         ValueError: if it is missing, cut short, not a checkpoint, or not one of normtrain's.
     """
     path = find_checkpoint(Path(target))
-    try:
-        raw = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = "holds more than plain data" if "weights_only" in str(error).lower() else "is cut"
-        if zipfile.is_zipfile(path) or reason != "is cut":
-            detail = "it holds objects that would have to be executed, which is not done"
-        else:
-            detail = "it is cut short or not a checkpoint; use an earlier one of the run"
-        raise UserError(f"can't read the checkpoint {path}: {detail}") from error
+    raw = _load(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]
+    if ours.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {ours.get('version')}, this normtrain reads "
+            f"{FORMAT_VERSION}; use the version that wrote it, or a newer one"
+        )
+    lacking = [key for key in ("state_dict", "global_step") if key not in raw]
+    lacking += [key for key in ("recipe", "tokenizer", "norms", "data") if key not in ours]
+    if lacking:
+        raise UserError(f"{path} is not a whole checkpoint: it lacks {', '.join(lacking)}")
     weights = {k[len(PREFIX) :]: v for k, v in raw["state_dict"].items() if k.startswith(PREFIX)}
     return Checkpoint(
         path=path,
@@ -113,3 +120,19 @@ def read_checkpoint(target: Path) -> Checkpoint:
         data=ours["data"],
         raw=raw,
     )
+
+
+def _load(path: Path) -> Any:
+    """Read a file as plain data."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise RunError(f"can't read {path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the reader raise anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
+            detail = "it holds objects that would have to be executed, which is not done"
+        else:
+            detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
+        raise UserError(f"can't read the checkpoint {path}: {detail}") from error

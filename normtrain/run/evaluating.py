@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -93,7 +94,7 @@ def evaluate(
         "versions": _versions(),
     }
     folder = _results_folder(target, checkpoint.path)
-    stem = split if data is None else f"{Path(source).name.replace(':', '-')}-{split}"
+    stem = re.sub(r"[^\w.=-]+", "-", split if data is None else f"{_short(source)}-{split}")
     report["hypotheses"] = str(folder / f"hypotheses-{stem}.txt")
     text = "".join(line + "\n" for line in result.lines)
     _write(folder / f"hypotheses-{stem}.txt", text)
@@ -101,6 +102,12 @@ def evaluate(
         folder / f"evaluation-{stem}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     )
     return report
+
+
+def _short(source: str) -> str:
+    """A corpus' name, the last part of its name on the Hub, or its folder's name."""
+    path = Path(source)
+    return path.resolve().name if path.is_dir() else path.name
 
 
 def _versions() -> dict[str, str]:

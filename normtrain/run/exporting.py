@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from normtrain import __version__
 from normtrain.errors import RunError, UserError
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 
+WEIGHTS = "model.safetensors"
 CARD = """\
 ---
 language: [en, vi]
@@ -62,27 +66,54 @@ def export(target: Path, folder: Path) -> str:
         "norms": checkpoint.raw["normtrain"]["norms"],
         "data": checkpoint.data,
     }
+    texts = {
+        "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        "tokenizer.json": checkpoint.tokenizer.to_json(),
+        "README.md": _card(checkpoint, Path(target), count),
+    }
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (folder / "config.json").write_text(text, encoding="utf-8")
-        (folder / "tokenizer.json").write_text(checkpoint.tokenizer.to_json(), encoding="utf-8")
-        (folder / "README.md").write_text(_card(checkpoint, Path(target), count), encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"could not write {folder}: {error}") from error
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        _take_back(folder, [WEIGHTS, *texts], made)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunError(f"could not write {folder}: {reason}; free some space") from error
     return f"{folder}: {count:,} parameters, config, tokenizer and model card"
+
+
+def _take_back(folder: Path, names: list[str], made: bool) -> None:
+    """Remove what a failed export has written; half a model is worse than none."""
+    with contextlib.suppress(OSError):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
+
+
+def _evaluations(target: Path) -> list[dict[str, Any]]:
+    """What ``evaluate`` has left in a run folder; files of any other kind are passed over."""
+    found = []
+    for file in sorted(target.glob("evaluation-*.json")) if target.is_dir() else []:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(json.loads(file.read_text(encoding="utf-8")))
+    return [each for each in found if isinstance(each, dict) and "bleu_signature" in each]
 
 
 def _card(checkpoint: Checkpoint, target: Path, parameters: int) -> str:
     recipe = checkpoint.recipe
-    rows = []
-    for file in sorted(target.glob("evaluation-*.json")) if target.is_dir() else []:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        rows.append(f"| {found['split']} | {found['bleu']:.2f} | `{found['bleu_signature']}` |")
+    rows = [
+        f"| {Path(found['data']).name} | {found['split']} | {found['beam']} | {found['bleu']:.2f} "
+        f"| `{found['bleu_signature']}` |"
+        for found in _evaluations(target)
+        if found["step"] == checkpoint.step  # another checkpoint's scores say nothing of this one
+    ]
     scores = ""
     if rows:
-        scores = "\n| split | BLEU | signature |\n| --- | --- | --- |\n" + "\n".join(rows)
+        head = "\n| data | split | beam | BLEU | signature |\n| --- | --- | --- | --- | --- |\n"
+        scores = head + "\n".join(rows)
     return CARD.format(
         name=recipe.name,
         norm=recipe.model.norm,

@@ -127,13 +127,29 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
     if out.is_file() or (out.is_dir() and any(p.name != ".lock" for p in out.iterdir())):
         raise UserError(f"{out} exists and is no run's folder; choose a new or empty --out")
     try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        folder.recipe_file.write_text(recipes.dump(recipe), encoding="utf-8")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        _claim(folder.recipe_file, recipes.dump(recipe))
+        folder.checkpoints.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise UserError(f"{out}: another run was started there just now; choose --out") from None
     except OSError as error:
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()  # only if nothing is in it
         raise RunError(
-            f"can't write the run folder {out}: {error.strerror}; choose --out"
+            f"can't write the run folder {out}: {error.strerror}; free some space or choose "
+            f"another --out"
         ) from error
     return folder
+
+
+def _claim(file: Path, text: str) -> None:
+    """Write a file that must not be there yet, whole or not at all."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.link(temporary, file)  # fails where a rename would replace another process's file
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def newest_run(recipe: Recipe | None, home: Path = HOME) -> RunFolder | None:
