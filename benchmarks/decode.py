@@ -2,12 +2,19 @@
 
     python benchmarks/decode.py                        # d=256, 3+3 layers, 8,000 tokens, beam 5
     python benchmarks/decode.py --sentences 8 --repeats 1 --length 10
+    python benchmarks/decode.py --run runs/RUN --data FOLDER --split test
 
-Both models are random, of the same sizes, read the same source sentences and are made to write
-the same number of tokens, so the ratio compares implementations and nothing else. The
-repeats alternate; medians and the median of the paired ratios are printed. Tokens a second count
-the target tokens of the best hypothesis of each sentence. Without ``transformers`` only this
-project's side is measured.
+Without ``--run`` both models are random, of the same sizes, read the same source sentences and are
+made to write the same number of tokens, so the ratio compares implementations and nothing else.
+
+With ``--run`` this project translates real sentences with a trained model, from text to text. The
+other side is a random MarianMT of the run's sizes; it gets the same batches of token ids, and each
+of its sentences is made to end at the length of this project's translation of it.
+
+The repeats alternate; medians and the median of the paired ratios are printed. Tokens a second
+count the target tokens of the best hypothesis of each sentence, its end mark included. Without
+``transformers`` only this project's side is measured. Both sides run in one process, with the C
+library told to keep freed memory, as this project does when it translates.
 """
 
 from __future__ import annotations
@@ -16,8 +23,10 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +35,7 @@ from torch import Tensor
 from normtrain.decoding import DecodingState, beam_search
 from normtrain.models import Seq2Seq, build_model
 from normtrain.recipe_schema import ModelRecipe
+from normtrain.run.machine import keep_freed_memory
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4
 
@@ -104,11 +114,27 @@ def sources(args: argparse.Namespace) -> list[Tensor]:
     return batches
 
 
-def timed(decode: Callable[[Tensor], int], batches: list[Tensor]) -> tuple[float, int]:
-    gc.collect()
-    start = time.perf_counter()
-    tokens = sum(decode(batch) for batch in batches)
-    return time.perf_counter() - start, tokens
+def decoded(decode: Callable[[Tensor], int], batches: list[Tensor]) -> int:
+    return sum(decode(batch) for batch in batches)
+
+
+def alternate(
+    sides: dict[str, Callable[[Any], int]], work: Any, warm_up: Any, repeats: int
+) -> dict[str, list[float]]:
+    """Let the sides take turns at the work; tokens a second of each repeat after a warm-up."""
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name in sorted(sides, reverse=repeat % 2 == 1):
+            gc.collect()
+            start = time.perf_counter()
+            tokens = sides[name](work if repeat else warm_up)
+            if repeat:
+                rates[name].append(tokens / (time.perf_counter() - start))
+    return rates
+
+
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -136,13 +162,37 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return args.length * len(out)
 
     sides = {"normtrain": our_decode} | ({"transformers": their_decode} if theirs else {})
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(args.repeats + 1):
-        for name in sorted(sides, reverse=repeat % 2 == 1):
-            seconds, tokens = timed(sides[name], batches[-1:] if repeat == 0 else batches)
-            if repeat:  # the first round only warms up
-                rates[name].append(tokens / seconds)
-    return {"tokens_per_second": rates, "torch": torch.__version__, "settings": vars(args)}
+    runs = {
+        name: lambda some, decode=decode: decoded(decode, some) for name, decode in sides.items()
+    }
+    rates = alternate(runs, batches, batches[-1:], args.repeats)
+    return {"tokens_per_second": rates, "torch": torch.__version__, "settings": plain(args)}
+
+
+def measure_run(args: argparse.Namespace) -> dict[str, Any]:
+    """A trained run on real sentences, against a random MarianMT doing the same work."""
+    from real_run import RealWork
+
+    work = RealWork(args.run, args.data, args.split, args.sentences, args.beam, args.device)
+    for name, value in work.sizes().items():
+        setattr(args, name, value)
+    theirs = their_model(args)
+    sides: dict[str, Callable[[Any], int]] = {"normtrain": work.ours}
+    if theirs is not None:
+        sides["transformers"] = lambda batches: work.theirs(theirs, batches)
+    print(f"{len(work.lines)} sentences, {work.tokens} target tokens, {len(work.batches)} batches")
+    print(f"decoder rows over all steps: normtrain {work.rows}, transformers {work.their_rows}")
+    rates = alternate(sides, work.batches, work.batches[-1:], args.repeats)
+    each = len(work.lines) / work.tokens
+    return {
+        "tokens_per_second": rates,
+        "sentences_per_second": {name: [each * rate for rate in r] for name, r in rates.items()},
+        "sentences": len(work.lines),
+        "tokens": work.tokens,
+        "decoder_rows": {"normtrain": work.rows, "transformers": work.their_rows},
+        "torch": torch.__version__,
+        "settings": plain(args),
+    }
 
 
 def summarise(result: dict[str, Any]) -> None:
@@ -150,6 +200,8 @@ def summarise(result: dict[str, Any]) -> None:
     for name, values in rates.items():
         print(f"{name:14s}{statistics.median(values):9.0f} target tokens/s "
               f"({min(values):.0f} to {max(values):.0f}, {len(values)} repeats)")  # fmt: skip
+    for name, values in result.get("sentences_per_second", {}).items():
+        print(f"{name:14s}{statistics.median(values):9.1f} sentences/s")
     if "transformers" in rates:
         pairs = zip(rates["normtrain"], rates["transformers"], strict=True)
         ratios = [ours / theirs for ours, theirs in pairs]
@@ -159,7 +211,7 @@ def summarise(result: dict[str, Any]) -> None:
         print("transformers is not installed: nothing to compare with (pip install transformers)")
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in {
         "beam": 5, "sentences": 256, "batch": 64, "length": 30, "repeats": 5, "threads": 2,
@@ -169,10 +221,21 @@ def main() -> None:
     parser.add_argument("--norm", default="layernorm")
     parser.add_argument("--placement", default="post", help="Marian's is post")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--run", type=Path, help="a trained run: real sentences, its sizes")
+    parser.add_argument("--data", help="with --run: another corpus than the run's")
+    parser.add_argument("--split", default="test", help="with --run; --sentences 0 takes all of it")
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
     torch.set_num_threads(args.threads)
-    result = measure(args)
+    keep_freed_memory()
+    try:
+        result = measure_run(args) if args.run else measure(args)
+    except ValueError as mistake:  # this project's word for a mistake of the user
+        sys.exit(str(mistake))
     summarise(result)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The training loop to compare with: what one writes in plain PyTorch, without this project's model.
+"""The training loop to compare with: plain PyTorch, without this project's model and trainer.
 
 ``torch.nn.Transformer`` (pre-norm), tied embeddings, sinusoidal positions, AdamW, label smoothing,
 gradient clipping, an optional bfloat16 autocast. Only batches come from elsewhere.

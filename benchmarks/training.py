@@ -32,7 +32,7 @@ ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: `kind` is normtrain, plain or joeynmt."""
+    """One way to train: `kind` is normtrain or plain."""
 
     kind: str
     precision: str = "32"
@@ -50,11 +50,10 @@ ARMS = {
     "plain-mallopt": Arm("plain"),
     "plain-mallopt-stock": Arm("plain", stock_dropout=True),
     "plain-mallopt-bf16": Arm("plain", "bf16-mixed"),
-    "joeynmt": Arm("joeynmt", keep_memory=False, stock_dropout=True),
 }
 
 
-# --- In a process of its own: one arm, one block ---------------------------------------------------
+# --- In a process of its own: one arm, one block
 
 
 def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
@@ -136,12 +135,6 @@ def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
     return dict(plain_loop.train(data.train_dataloader(), sizes, args.warmup, bf16))
 
 
-def run_joeynmt(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
-    import joeynmt_arm
-
-    return joeynmt_arm.run(args, same_data(args))
-
-
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Fill the cache of encoded data, so that no arm pays for it; say what is measured on what."""
     import torch
@@ -180,9 +173,8 @@ def worker(args: argparse.Namespace) -> None:
         result = prepare(args)
     else:
         arm = ARMS[args.worker]
-        kinds = {"normtrain": run_normtrain, "plain": run_plain, "joeynmt": run_joeynmt}
-        result = kinds[arm.kind](args, arm)
-        result["peak_mib"] = result.get("peak_mib") or peak_mib()
+        result = (run_normtrain if arm.kind == "normtrain" else run_plain)(args, arm)
+        result["peak_mib"] = peak_mib()
     args.result.write_text(json.dumps(result), encoding="utf-8")
 
 
@@ -192,7 +184,7 @@ def peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-# --- The process that starts them all --------------------------------------------------------------
+# --- The process that starts them all
 
 
 def start(args: argparse.Namespace, name: str, block: int) -> dict[str, Any]:
@@ -219,7 +211,7 @@ def chosen(args: argparse.Namespace, auto: str) -> list[str]:
     """The arms to run: those asked for, or all that this machine and the options allow."""
     if args.arms:
         return list(args.arms)
-    names = [name for name, arm in ARMS.items() if arm.kind != "joeynmt" or args.joeynmt]
+    names = list(ARMS)
     if auto == "32":
         print("precision auto is 32 on this machine: one arm for both")
         names = [n for n in names if not (ARMS[n].kind == "normtrain" and n.endswith("-32"))]
@@ -242,7 +234,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 f"block {block + 1}/{args.blocks}  {name:24s}{result['rate']:8.0f} tokens/s",
                 flush=True,
             )
-        counts = {found[n][-1]["tokens"] for n in names if ARMS[n].kind != "joeynmt"}
+        counts = {found[n][-1]["tokens"] for n in names}
         assert len(counts) <= 1, f"the arms did not see the same batches: {counts}"
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     return {"machine": machine, "settings": settings, "arms": found}
@@ -291,9 +283,6 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="only these (default: all)")
     parser.add_argument("--reference", choices=ARMS, default="plain-mallopt")
-    parser.add_argument(
-        "--joeynmt", metavar="PYTHON", help="also JoeyNMT, by the Python of its own environment"
-    )
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
     for name, kind in {"worker": str, "block": int, "result": Path}.items():
         parser.add_argument(f"--{name}", type=kind, default=0 if kind is int else None,
@@ -306,8 +295,6 @@ def check(args: argparse.Namespace) -> None:
         sys.exit(f"{args.folder} is no folder; give one with train.en, train.vi and so on (or .gz)")
     if min(args.blocks, args.steps, args.warmup, args.threads) < 1:
         sys.exit("--blocks, --steps, --warmup and --threads are 1 or more")
-    if args.arms and "joeynmt" in args.arms and not args.joeynmt:
-        sys.exit("the arm joeynmt needs --joeynmt PYTHON, the Python of JoeyNMT's environment")
 
 
 def main() -> None:

@@ -85,6 +85,16 @@ def translate(
         _translate(target, lines, output, beam=beam, length_penalty=length_penalty)
 
 
+def _counter() -> Callable[[int, int], None]:
+    """Counts sentences on one line of the terminal, which the last one clears."""
+
+    def show(done: int, everything: int) -> None:
+        text = f"translated {done:,} of {everything:,}" if done < everything else ""
+        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
+
+    return show
+
+
 def _translate(target: Path, lines: Iterator[str], output: Path | None, **search: Any) -> None:
     from normtrain import run
 

@@ -125,9 +125,11 @@ def read_checkpoint(target: Path) -> Checkpoint:
 def _load(path: Path) -> Any:
     """Read a file as plain data."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        path.open("rb").close()
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror or error}") from error
+        raise RunError(f"can't read {path}: {error.strerror}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file can make the reader raise anything

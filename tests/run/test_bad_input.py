@@ -230,7 +230,11 @@ def edited(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("norm", "layernorm", ["rmsnorm", "layernorm", "encoder"]),
+        (
+            "norm",
+            "layernorm",
+            ["trained with rmsnorm at decoder.layers.0", "builds layernorm there"],
+        ),
         ("norm_rules", [["decoder.*", "none"]], ["rmsnorm", "none", "decoder"]),
         ("encoder_layers", 2, ["no norm", "encoder.layers.1"]),
         ("d_ff", 7, ["don't fit its recipe", "7"]),
@@ -238,7 +242,7 @@ def edited(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
     ],
 )
 def test_weights_of_another_model_are_refused(
-    key: str, value: Any, parts: list[str], command: Command, learned: dict[str, Path], copy: Path
+    key: str, value: Any, parts: list[str], command: Command, copy: Path
 ) -> None:
     def edit(raw: dict[str, Any]) -> None:
         raw["normtrain"]["recipe"]["model"][key] = value
@@ -254,7 +258,7 @@ def test_resume_of_a_finished_run_says_so(command: Command, copy: Path) -> None:
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     result = command("fit", "--resume", copy)
     assert (result.exit_code, result.stdout) == (0, f"{copy}\n")
-    assert "finished at step 160: nothing to do" in result.stderr
+    assert "finished, after step 160: nothing to do" in result.stderr
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

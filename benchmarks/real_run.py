@@ -1,0 +1,156 @@
+"""Real translations as work that another implementation can be made to repeat."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normtrain.data.corpora import load_corpus
+from normtrain.decoding import translate_lines
+from normtrain.errors import UserError
+from normtrain.run.checkpoint import read_checkpoint
+
+PAD, EOS = 0, 2
+
+
+class Watched(nn.Module):
+    """A model that notes the source batches it is given, and counts the rows of its steps."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.batches, self.rows = model, list[Tensor](), 0
+
+    def start(self, source: Tensor, beams: int, max_length: int) -> Any:
+        self.batches.append(source)
+        return self.model.start(source, beams, max_length)
+
+    def step(self, tokens: Tensor, state: Any) -> Tensor:
+        self.rows += tokens.numel()
+        return self.model.step(tokens, state)
+
+
+class WatchedCodec:
+    """A tokenizer that notes the length of each output, its EOS counted, in decoding order."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.lengths = tokenizer, list[int]()
+        self.encode_batch = tokenizer.encode_batch
+
+    def decode(self, ids: list[int]) -> str:
+        self.lengths.append(len(ids) + 1)
+        return self.tokenizer.decode(ids)
+
+
+class EndAt:
+    """A logits processor of ``transformers``: every sentence ends at its own length.
+
+    Args:
+        lengths: (batch,) target tokens of each sentence, its EOS counted.
+        beam: rows a sentence.
+    """
+
+    def __init__(self, lengths: Tensor, beam: int) -> None:
+        self.lengths = lengths.repeat_interleave(beam)[:, None]
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ends = self.lengths <= input_ids.size(1)  # the start token stands for the one to come
+        end_scores = torch.where(ends, scores[:, EOS : EOS + 1], -torch.inf)
+        scores = scores.masked_fill(ends, -torch.inf)
+        scores[:, PAD] = -torch.inf  # neither does this project's search write padding
+        scores[:, EOS : EOS + 1] = end_scores
+        return scores
+
+
+class RealWork:
+    """A trained model, sentences, and what translating them took: batches and output lengths.
+
+    Args:
+        run: a run folder or a checkpoint.
+        data: a corpus; None takes the run's.
+        split: of the corpus.
+        sentences: how many, evenly spaced over the split; 0 takes all.
+        beam: beam width of both sides.
+        device: where the models run.
+
+    Raises:
+        UserError: the run or the data can't be used.
+    """
+
+    def __init__(
+        self, run: Path, data: str | None, split: str, sentences: int, beam: int, device: str
+    ) -> None:
+        checkpoint = read_checkpoint(run)
+        self.recipe, self.tokenizer = checkpoint.recipe, checkpoint.tokenizer
+        self.model = checkpoint.model().to(device)
+        self.beam = beam
+        corpus = load_corpus(data or self.recipe.data.source, splits=[split])
+        lines = [line for line in corpus.splits[split].source if line.strip()]
+        if not lines:
+            raise UserError(f"the split {split} has no sentence to translate")
+        count = min(sentences or len(lines), len(lines))
+        self.lines = [lines[i * len(lines) // count] for i in range(count)]
+        watched, codec = Watched(self.model), WatchedCodec(self.tokenizer)
+        self.tokens = self._translate(watched, codec, self.lines)
+        assert sum(codec.lengths) == self.tokens
+        self.batches: list[tuple[Tensor, Tensor]] = []
+        lengths = torch.tensor(codec.lengths, device=device)
+        for source in watched.batches:
+            self.batches.append((source, lengths[: len(source)]))
+            lengths = lengths[len(source) :]
+        # Rows fed to the decoder, summed over steps: here, and where batches never shrink.
+        self.rows = watched.rows
+        self.their_rows = sum(beam * len(s) * int(n.max()) for s, n in self.batches)
+
+    def _translate(self, model: Any, codec: Any, lines: list[str]) -> int:
+        decode = self.recipe.decode
+        result = translate_lines(
+            model,
+            codec,
+            lines,
+            beam=self.beam,
+            length_penalty=decode.length_penalty,
+            max_length=decode.max_length,
+            max_source=self.recipe.data.max_length,
+        )
+        return result.tokens
+
+    def ours(self, batches: list[tuple[Tensor, Tensor]]) -> int:
+        """Translate from text to text; of a part of the batches as many lines."""
+        count = sum(len(source) for source, _ in batches)
+        return self._translate(self.model, self.tokenizer, self.lines[:count])
+
+    def theirs(self, model: Any, batches: list[tuple[Tensor, Tensor]]) -> int:
+        """Let ``generate`` do as much; tokens are counted in what it returns."""
+        tokens = 0
+        for source, lengths in batches:
+            out = model.generate(
+                source,
+                attention_mask=(source != PAD).long(),
+                num_beams=self.beam,
+                max_length=int(lengths.max()) + 1,  # its lengths count the start token as well
+                length_penalty=self.recipe.decode.length_penalty,
+                early_stopping=True,
+                do_sample=False,
+                logits_processor=[EndAt(lengths, self.beam)],
+            )
+            # Up to the first EOS: with a padding id of 0 generate fills up with EOS.
+            written = (out == EOS).int().argmax(1)
+            assert torch.equal(written, lengths), (written.tolist(), lengths.tolist())
+            tokens += int(written.sum())
+        return tokens
+
+    def sizes(self) -> dict[str, int]:
+        """The model's sizes under the names of the benchmark's options."""
+        model = self.recipe.model
+        if model.encoder_layers != model.decoder_layers:
+            raise UserError("the comparison needs as many encoder as decoder layers")
+        return {
+            "d_model": model.d_model,
+            "heads": model.heads,
+            "layers": model.encoder_layers,
+            "d_ff": model.d_ff,
+            "vocab": self.tokenizer.vocab_size,
+        }
