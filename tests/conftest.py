@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,38 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
         return CliRunner().invoke(cli, [str(w) for w in words], input=stdin, prog_name="normtrain")
 
     return invoke
+
+
+@pytest.fixture
+def copy(learned: dict[str, Path], tmp_path: Path) -> Path:
+    """A finished run that a test may damage."""
+    return shutil.copytree(learned["plain"], tmp_path / "copy")
+
+
+def fit_words(corpus: Path, out: Path, **changes: Any) -> list[str]:
+    settings = [word for setting in tiny_settings(**changes) for word in ("--set", setting)]
+    return ["fit", "--recipe", "envi", "--data", str(corpus), "--out", str(out), *settings]
+
+
+def assert_misuse(result: Any, *parts: str) -> None:
+    """Exit 2, one or two lines that hold all the parts, nothing on stdout."""
+    assert result.exit_code == 2, result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) <= 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+def assert_failure(result: Any, *parts: str) -> None:
+    """Exit 1, and the failure in the last line."""
+    assert result.exit_code == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    for part in parts:
+        assert part in last
+
+
+def assert_nothing_left(folder: Path) -> None:
+    assert sorted(folder.rglob("*")) == []

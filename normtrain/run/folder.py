@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,9 +92,9 @@ class RunFolder:
                     f"{self.path} is in use by another run (process {holder}); wait for it or "
                     f"choose another folder with --out"
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without our number
+                file.truncate(0)
+                os.write(file.fileno(), str(os.getpid()).encode())  # unbuffered: fails here or not
             yield
 
 
@@ -144,7 +145,7 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
 
 def _claim(file: Path, text: str) -> None:
     """Write a file that must not be there yet, whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.link(temporary, file)  # fails where a rename would replace another process's file
