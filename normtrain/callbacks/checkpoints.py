@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import shutil
@@ -14,32 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from normtrain.errors import RunError
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """Call ``write(temporary_path)``, then rename: ``path`` is the old file or the whole new one.
-
-    Raises:
-        RunError: if the disk is full or the folder can't be written; the temporary is removed.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError that names places in its own source.
-        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-        raise RunError(
-            f"could not write {path}: {reason}; free some space or make the folder writable, "
-            f"then try again (a run goes on with --resume)"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+from normtrain.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -15,8 +15,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from normtrain.callbacks.checkpoints import write_atomically
 from normtrain.errors import RunError, UserError
+from normtrain.files import write_text
 from normtrain.tasks.loss import PAD
 
 COLUMNS = (
@@ -65,7 +65,7 @@ class MetricsFile(Logger):
         """
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
         text = _text([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])
-        write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_text(self.path, text)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -128,18 +128,31 @@ class Recorder(pl.Callback):
     def __init__(self, log_every: int, accumulate: int = 1) -> None:
         self.log_every, self.accumulate = log_every, accumulate
         self.last: dict[str, float] = {}
-        self.tokens_total = 0
-        self.seconds_total = 0.0
+        self.tokens_total, self.seconds_total = 0, 0.0
         self._losses: list[Tensor] = []
+        # Counted where the batch lies: reading it every step would make a GPU wait.
+        self._waiting: Tensor | None = None
         self._tokens, self._seconds, self._started = 0, 0.0, 0.0
 
-    def state_dict(self) -> dict[str, Any]:
-        """Totals so far."""
-        return {"tokens": self.tokens_total, "seconds": self.seconds_total}
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Store the totals so far.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        Raises:
+            RunError: if the newest loss is no number: such weights are never saved.
+        """
+        if self._losses:
+            self._loss(trainer)
+        self._count(trainer)
+        checkpoint["totals"] = {"tokens": self.tokens_total, "seconds": self.seconds_total}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Go on counting."""
-        self.tokens_total, self.seconds_total = state_dict["tokens"], state_dict["seconds"]
+        totals = checkpoint["totals"]
+        self.tokens_total, self.seconds_total = totals["tokens"], totals["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -156,9 +169,8 @@ class Recorder(pl.Callback):
         """Count tokens; report when it is time."""
         self._losses.append(outputs["loss"].detach())
         del self._losses[: -self.accumulate]
-        tokens = int((batch["target_out"] != PAD).sum()) * trainer.world_size
-        self._tokens += tokens
-        self.tokens_total += tokens
+        tokens = (batch["target_out"] != PAD).sum()
+        self._waiting = tokens if self._waiting is None else self._waiting + tokens
         if trainer.fit_loop._should_accumulate():
             return
         step = trainer.global_step
@@ -166,15 +178,8 @@ class Recorder(pl.Callback):
             self._report(trainer, pl_module, step)
 
     def _report(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        # Lightning divides the loss it hands out by the number of accumulated batches.
-        total = sum(self._losses[1:], self._losses[0])
-        loss = float(trainer.strategy.reduce(total, reduce_op="mean"))
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {step}; lower optim.lr, raise optim.warmup_steps or "
-                f"set train.precision=32 (the last checkpoint is from before)"
-            )
-        self._count()
+        loss = self._loss(trainer)
+        self._count(trainer)
         self.last = {
             "train_loss": loss,
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
@@ -188,15 +193,33 @@ class Recorder(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(self.last, step)
 
-    def _count(self) -> None:
+    def _loss(self, trainer: pl.Trainer) -> float:
+        # Lightning divides the loss it hands out by the number of accumulated batches.
+        total = sum(self._losses[1:], self._losses[0])
+        loss = float(trainer.strategy.reduce(total, reduce_op="mean"))
+        if not math.isfinite(loss):
+            raise RunError(
+                f"the loss is {loss} at step {trainer.global_step}; lower optim.lr, raise "
+                f"optim.warmup_steps or set train.precision=32 (no such weights were saved)"
+            )
+        return loss
+
+    def _count(self, trainer: pl.Trainer) -> None:
+        """Add up what was waiting: tokens over all ranks, and time."""
         now = time.perf_counter()
         self._seconds += now - self._started
         self.seconds_total += now - self._started
         self._started = now
+        if self._waiting is not None:
+            tokens = int(trainer.strategy.reduce(self._waiting, reduce_op="sum"))
+            self._tokens += tokens
+            self.tokens_total += tokens
+            self._waiting = None
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
-        self._count()
+        if trainer.state.fn == "fit":
+            self._count(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Report the validation and start the clock again."""

@@ -80,9 +80,11 @@ class GracefulStop(pl.Callback):
             self._stop(trainer)
 
     def _everyone_asked(self, trainer: pl.Trainer) -> int | None:
+        if trainer.world_size == 1:
+            return self.asked
         # Ranks must stop at the same step, or the others wait for ever.
-        asked = int(trainer.strategy.reduce(_tensor(self.asked, trainer), reduce_op="max"))
-        return asked or None
+        mine = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
 
     def _stop(self, trainer: pl.Trainer) -> None:
         if self.checkpoints.saved_step != trainer.global_step:
@@ -98,7 +100,3 @@ class GracefulStop(pl.Callback):
     ) -> None:
         """Give the signals back."""
         self._restore()
-
-
-def _tensor(value: int | None, trainer: pl.Trainer) -> torch.Tensor:
-    return torch.tensor(value or 0, device=trainer.strategy.root_device)

@@ -98,7 +98,10 @@ def _counter() -> Callable[[int, int], None]:
 def _translate(target: Path, lines: Iterator[str], output: Path | None, **search: Any) -> None:
     from normtrain import run
 
-    translations = run.translate(target, lines, **search)
+    def note(line: int) -> None:
+        click.echo(f"line {line} is longer than the model takes and was cut", err=True)
+
+    translations = run.translate(target, lines, on_truncated=note, **search)
     if output is None:
         stdout = sys.stdout.buffer  # text mode would follow the locale
         for line in translations:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from normtrain.callbacks.checkpoints import write_atomically
 from normtrain.errors import UserError
+from normtrain.files import write_atomically
 from normtrain.run.checkpoint import read_checkpoint
 
 

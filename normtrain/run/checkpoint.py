@@ -14,9 +14,9 @@ from normtrain.data.tokenization import Tokenizer
 from normtrain.errors import RunError, UserError
 from normtrain.models import Seq2Seq, build_model, norm_sites
 from normtrain.recipe import Recipe
+from normtrain.tasks.translation import FORMAT_VERSION
 
 PREFIX = "model."
-FORMAT_VERSION = 1  # of the checkpoint's normtrain section, as tasks write it
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from normtrain import __version__
-from normtrain.callbacks.checkpoints import write_atomically
 from normtrain.data.corpora import load_corpus
 from normtrain.decoding.translate import translate_lines, translate_stream
 from normtrain.errors import UserError
+from normtrain.files import write_text
 from normtrain.models import Seq2Seq
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.machine import keep_freed_memory
@@ -125,7 +125,7 @@ def _results_folder(target: Path, checkpoint: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, text)
 
 
 def translate(
@@ -134,6 +134,7 @@ def translate(
     *,
     beam: int | None = None,
     length_penalty: float | None = None,
+    on_truncated: Callable[[int], None] | None = None,
 ) -> Iterator[str]:
     """Translate line by line; as many lines come out as go in, in order.
 
@@ -142,10 +143,14 @@ def translate(
         lines: source lines; empty ones stay empty.
         beam: beam width; by default the recipe's.
         length_penalty: by default the recipe's.
+        on_truncated: called with the number, from 1, of each line that is longer than the
+            recipe's ``data.max_length`` and was cut.
 
     Raises:
         ValueError: for a checkpoint that can't be used; before any line is read.
     """
     checkpoint, model = _ready(Path(target))
     settings = _decoding(checkpoint, beam, length_penalty)
-    return translate_stream(model, checkpoint.tokenizer, lines, **settings)
+    return translate_stream(
+        model, checkpoint.tokenizer, lines, on_truncated=on_truncated, **settings
+    )

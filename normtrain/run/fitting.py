@@ -56,7 +56,7 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     say = say or Say()
-    machine = Machine(devices or 1, nodes, strategy, compile)
+    machine = _machine(devices, nodes, strategy, compile)
     recipe = _settle(recipes.check_norms(recipe))
     build_model_on_meta(recipe)
     data = _data(recipe)
@@ -101,7 +101,7 @@ def resume(
         RunError, Interrupted: as for :func:`fit`.
     """
     say = say or Say()
-    machine = Machine(devices or 1, nodes, strategy, compile)
+    machine = _machine(devices, nodes, strategy, compile)
     if recipe is not None:
         recipe = recipes.override(recipe, overrides)
     folder = _newest(recipe, out) if run == "auto" else RunFolder(Path(run))
@@ -146,6 +146,12 @@ def build_model_on_meta(recipe: Recipe) -> str:
     """Build the model without memory, to find mistakes; returns a line on its size."""
     with torch.device("meta"):
         return size_line(build_model(recipe.model, recipe.data.vocab_size))
+
+
+def _machine(devices: int | None, nodes: int, strategy: str, compiled: bool) -> Machine:
+    if torch.cuda.is_available() and (devices or 1) > torch.cuda.device_count():
+        raise UserError(f"--devices is {devices}, but there are {torch.cuda.device_count()} here")
+    return Machine(devices or 1, nodes, strategy, compiled)
 
 
 def _newest(recipe: Recipe | None, out: Path | None) -> RunFolder | None:

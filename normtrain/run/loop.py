@@ -20,6 +20,7 @@ from normtrain.callbacks.random_state import RandomState
 from normtrain.callbacks.stop import GracefulStop, StopAsked
 from normtrain.data.module import TranslationData
 from normtrain.errors import RunError
+from normtrain.files import write_text
 from normtrain.models import Seq2Seq, norm_sites
 from normtrain.recipe import Recipe
 from normtrain.run.checkpoint import read_checkpoint
@@ -110,7 +111,7 @@ class TrainingRun:
             provenance=self.data.corpus.provenance,
             compile_model=self.machine.compile,
         )
-        self.folder.tokenizer_file.write_text(self.data.tokenizer.to_json(), encoding="utf-8")
+        self._write_tokenizer()
         step = read_checkpoint(checkpoint).step if checkpoint else 0
         self.metrics.cut(step)
         trainer = self._trainer(step)
@@ -121,12 +122,21 @@ class TrainingRun:
             raise Interrupted(
                 f"{stop}; go on with: normtrain fit --resume {self.folder.path}"
             ) from stop
+        except OSError as error:
+            raise RunError(
+                f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
+                f"then go on with: normtrain fit --resume {self.folder.path}"
+            ) from error
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
             raise RunError(_memory_advice(task, self.recipe)) from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
+
+    def _write_tokenizer(self) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            write_text(self.folder.tokenizer_file, self.data.tokenizer.to_json())
 
     def _trainer(self, step: int) -> pl.Trainer:
         train, optim = self.recipe.train, self.recipe.optim

@@ -30,7 +30,7 @@ class Trainer:
         self.callback = callback
         self.global_step = 0
         self.should_stop = self.sanity_checking = False
-        self.is_global_zero = True
+        self.is_global_zero, self.world_size = True, 1
         self.state = SimpleNamespace(fn="fit")
         self.callback_metrics: dict[str, torch.Tensor] = {}
         self.strategy = SimpleNamespace(

@@ -145,7 +145,9 @@ def test_the_recorder_sums_accumulated_losses_and_counts_real_tokens() -> None:
     ]
     assert all(row["tokens_per_second"] > 0 for _, row in trainer.rows)
     again = Recorder(log_every=2, accumulate=2)
-    again.load_state_dict(recorder.state_dict())
+    saved: dict[str, Any] = {}
+    recorder.on_save_checkpoint(trainer, trainer, saved)
+    again.on_load_checkpoint(trainer, trainer, saved)
     trainer.train(again, [1.0, 1.0, 1.0, 1.0])
     assert trainer.rows[-1][1]["tokens"] == 60
 

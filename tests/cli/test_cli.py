@@ -49,6 +49,7 @@ class FakeRun(SimpleNamespace):
 
     def translate(self, target: Path, lines: Iterable[str], **kwargs: Any) -> Iterator[str]:
         self._called("translate", target, **kwargs)
+        kwargs["on_truncated"](2)
         for line in lines:
             yield f"«{line}»"
 
@@ -265,7 +266,9 @@ def test_translate_keeps_lines_from_stdin(call: Call, run: FakeRun) -> None:
     result = call("translate", ".", "--beam", "3", "--length-penalty", "1", stdin=LINES)
     assert result.exit_code == 0
     assert result.stdout_bytes == TRANSLATED
-    assert run.calls[0][2] == {"beam": 3, "length_penalty": 1.0}
+    options = run.calls[0][2]
+    assert (options["beam"], options["length_penalty"]) == (3, 1.0)
+    assert result.stderr == "line 2 is longer than the model takes and was cut\n"
 
 
 def test_translate_a_file_into_a_file(call: Call, tmp_path: Path) -> None:
