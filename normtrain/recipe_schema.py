@@ -167,6 +167,8 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
             f"optim.warmup_steps ({optim.warmup_steps}) must be below train.max_steps "
             f"({train.max_steps})"
         )
+    if optim.min_lr > 0 and optim.schedule == "constant":
+        yield f"optim.min_lr ({optim.min_lr:g}) does nothing with optim.schedule constant"
     if optim.min_lr > optim.lr:
         yield f"optim.min_lr ({optim.min_lr:g}) must not be above optim.lr ({optim.lr:g})"
     lengths = {"data": data.max_length, "decode": recipe.decode.max_length}

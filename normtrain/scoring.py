@@ -58,14 +58,21 @@ class Scores:
         return asdict(self) | {"precisions": list(self.precisions)}
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bool) -> Scores:
+def score(
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    *,
+    tokenized: bool,
+    tokenized_output: bool | None = None,
+) -> Scores:
     """Score translations against one reference each.
 
     Args:
         hypotheses: one translation a sentence; may be empty strings.
         references: as many; may be empty strings.
-        tokenized: both come tokenised. They are then detokenised for BLEU and chrF, and scored
-            a second time as they are.
+        tokenized: the references come tokenised. They are then detokenised for BLEU and chrF.
+        tokenized_output: the translations do, as from a model of tokenised text; by default as
+            the references. Where both do they are scored a second time as they are.
 
     Returns:
         The scores, with the signatures of the metrics.
@@ -83,11 +90,15 @@ def score(hypotheses: Sequence[str], references: Sequence[str], *, tokenized: bo
     from sacrebleu.metrics.chrf import CHRF
 
     as_they_are = None
-    if tokenized:
+    if tokenized_output is None:
+        tokenized_output = tokenized
+    if tokenized and tokenized_output:
         with_13a, signature_13a = _bleu(hypotheses, references, "13a")
         with_none, signature_none = _bleu(hypotheses, references, "none")
         as_they_are = TokenizedBleu(with_13a.score, with_none.score, signature_13a, signature_none)
+    if tokenized_output:
         hypotheses = [detokenize(line) for line in hypotheses]
+    if tokenized:
         references = [detokenize(line) for line in references]
     bleu, signature = _bleu(hypotheses, references, "13a")
     chrf = CHRF()

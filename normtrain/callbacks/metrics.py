@@ -15,9 +15,9 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from normtrain.data.tokenization import PAD
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_text
-from normtrain.tasks.loss import PAD
 
 COLUMNS = (
     "step",
@@ -140,10 +140,10 @@ class Recorder(pl.Callback):
         """Store the totals so far.
 
         Raises:
-            RunError: if the newest loss is no number: such weights are never saved.
+            RunError: if the newest loss or gradient is no number: such weights are never saved.
         """
         if self._losses:
-            self._loss(trainer)
+            self._loss(trainer, pl_module)
         self._count(trainer)
         checkpoint["totals"] = {"tokens": self.tokens_total, "seconds": self.seconds_total}
 
@@ -178,7 +178,7 @@ class Recorder(pl.Callback):
             self._report(trainer, pl_module, step)
 
     def _report(self, trainer: pl.Trainer, pl_module: Any, step: int) -> None:
-        loss = self._loss(trainer)
+        loss = self._loss(trainer, pl_module)
         self._count(trainer)
         self.last = {
             "train_loss": loss,
@@ -193,15 +193,16 @@ class Recorder(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics(self.last, step)
 
-    def _loss(self, trainer: pl.Trainer) -> float:
+    def _loss(self, trainer: pl.Trainer, pl_module: Any) -> float:
         # Lightning divides the loss it hands out by the number of accumulated batches.
-        total = sum(self._losses[1:], self._losses[0])
+        total = sum(self._losses[1:], self._losses[0]) * pl_module.update_scale
         loss = float(trainer.strategy.reduce(total, reduce_op="mean"))
-        if not math.isfinite(loss):
-            raise RunError(
-                f"the loss is {loss} at step {trainer.global_step}; lower optim.lr, raise "
-                f"optim.warmup_steps or set train.precision=32 (no such weights were saved)"
-            )
+        for name, value in (("loss", loss), ("gradient", float(pl_module.gradient_norm))):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"the {name} is {value} at step {trainer.global_step}; lower optim.lr, raise "
+                    f"optim.warmup_steps or set train.precision=32 (no such weights were saved)"
+                )
         return loss
 
     def _count(self, trainer: pl.Trainer) -> None:

@@ -62,6 +62,12 @@ class RandomState(pl.Callback):
         if len(states) == trainer.world_size:
             self._waiting = states[trainer.global_rank]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give every further rank numbers of its own; all were seeded alike to build one model."""
+        if trainer.global_rank and self._waiting is None:
+            seed = np.random.SeedSequence([torch.initial_seed() % 2**63, trainer.global_rank])
+            torch.manual_seed(int(seed.generate_state(1)[0]))
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:

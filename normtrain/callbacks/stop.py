@@ -27,6 +27,9 @@ class StopAsked(Exception):
         self.signum, self.step = signum, step
 
 
+ASK_EVERY = 10
+
+
 class GracefulStop(pl.Callback):
     """On the first Ctrl-C or SIGTERM, saves after the running step; on the second, stops at once.
 
@@ -66,9 +69,14 @@ class GracefulStop(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Save and stop, unless gradients are half accumulated or a validation is due."""
-        if self._everyone_asked(trainer) is None or trainer.fit_loop._should_accumulate():
-            return
         step = trainer.global_step
+        if trainer.fit_loop._should_accumulate():
+            return
+        # Asking all ranks makes them wait for one another: not at every step.
+        if trainer.world_size > 1 and step % ASK_EVERY:
+            return
+        if self._everyone_asked(trainer) is None:
+            return
         if step % self.checkpoints.val_every and step != self.checkpoints.max_steps:
             self._stop(trainer)
 

@@ -52,7 +52,7 @@ class Commands(click.Group):
         except click.exceptions.Exit as stop:
             return stop.exit_code
         except (KeyboardInterrupt, click.Abort) as stop:
-            _say(str(stop) or "interrupted; 'normtrain fit --resume RUN' goes on with a run")
+            _say(str(stop) or "interrupted")
             return INTERRUPTED
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _stdout_is_closed():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +49,3 @@ def beam_options(function: _F) -> _F:
     return click.option(
         "--beam", type=click.IntRange(min=1), help="Beam width; 1 is greedy. Default: the recipe's."
     )(function)
-
-
-def is_first_process() -> bool:
-    """Whether this process may print results, when a launcher started several."""
-    if "RANK" in os.environ:
-        return os.environ["RANK"] == "0"
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from normtrain.cli.common import debug_option, is_first_process
+from normtrain.cli.common import debug_option
 from normtrain.errors import UserError
+from normtrain.ranks import is_first_process
 
 if TYPE_CHECKING:
     from normtrain.recipe import Recipe
@@ -38,7 +39,7 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 @click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")
-@click.option("--strategy", type=click.Choice(["auto", "ddp"]), default="auto", show_default=True)
+@click.option("--strategy", type=click.Choice(["auto", "ddp"]), help="Default: auto.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")
@@ -50,7 +51,7 @@ def fit(
     resume: str | None,
     devices: int | None,
     nodes: int | None,
-    strategy: str,
+    strategy: str | None,
     compiled: bool,
     dry_run: bool,
     **changes: Any,
@@ -135,7 +136,9 @@ def _as_overrides(changes: dict[str, Any]) -> list[str]:
 
 
 def _machine(devices: int | None, nodes: int | None) -> dict[str, Any]:
-    """How many devices and machines: as asked for, else as torchrun started us, else one."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    everywhere = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_WORLD_SIZE" in os.environ else 1
-    return {"devices": devices or here, "nodes": nodes or max(1, everywhere // here)}
+    """How many devices and machines: as asked for, else as torchrun started us, else unsaid."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        devices = devices or here
+        nodes = nodes or max(1, int(os.environ.get("WORLD_SIZE", "1")) // here)
+    return {"devices": devices, "nodes": nodes}

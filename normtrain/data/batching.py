@@ -129,7 +129,7 @@ class TokenBatches(Sampler[Indices]):
         else:
             # Sorted by lengths alone the cuts fall as in `__init__`, and only ties are random.
             batches = self._cut(pairs, None)
-        batches = self._fill(batches)
+        batches = _split(batches, self._count)
         shuffled = [batches[i] for i in draw.permutation(len(batches))]
         # Here rank r's place is filled by a batch of another rank (or, on one rank, never).
         missing = range(self._count - len(shuffled))
@@ -151,27 +151,12 @@ class TokenBatches(Sampler[Indices]):
         turn = np.where(np.unique(band, return_inverse=True)[1] % 2, -source, source)
         return pairs[np.lexsort((target, turn, band))]
 
-    def _fill(self, batches: list[Indices]) -> list[Indices]:
-        """Halve the largest batches until there are as many as every epoch has, where they can."""
-        batches = list(batches)
-        while len(batches) < self._count:
-            missing = self._count - len(batches)
-            sizes = np.array([len(batch) for batch in batches])
-            largest = np.argsort(-sizes, kind="stable")[:missing]
-            if sizes[largest[0]] < 2:
-                break
-            for i in largest[sizes[largest] >= 2]:
-                half = len(batches[i]) // 2
-                batches.append(batches[i][half:])
-                batches[i] = batches[i][:half]
-        return batches
-
 
 class SortedBatches(Sampler[Indices]):
     """Every pair once, longest first, under a token budget: for validation and testing.
 
     Longest first shows at once whether memory suffices. Rank r of `world` takes every world-th
-    batch; ranks may differ by one batch.
+    batch; ranks may differ by one batch, but none goes without where there are pairs enough.
     """
 
     def __init__(
@@ -188,7 +173,7 @@ class SortedBatches(Sampler[Indices]):
         target = np.asarray(target_lengths, dtype=np.int64) + 1
         order = np.lexsort((source, target))[::-1].copy()
         batches = _cut(order, np.maximum(source, target), max_tokens)
-        self._batches = batches[rank::world]
+        self._batches = _split(batches, world)[rank::world]
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -287,6 +272,22 @@ def padding_efficiency(
         padded = sum((int(lengths[batch].max()) + 1) * len(batch) for batch in batches)
         shares.append(real / padded)
     return shares[0], shares[1]
+
+
+def _split(batches: list[Indices], count: int) -> list[Indices]:
+    """Halve the largest batches until there are ``count``, where they can be halved."""
+    batches = list(batches)
+    while len(batches) < count:
+        missing = count - len(batches)
+        sizes = np.array([len(batch) for batch in batches])
+        largest = np.argsort(-sizes, kind="stable")[:missing]
+        if sizes[largest[0]] < 2:
+            break
+        for i in largest[sizes[largest] >= 2]:
+            half = len(batches[i]) // 2
+            batches.append(batches[i][half:])
+            batches[i] = batches[i][:half]
+    return batches
 
 
 def _cut(order: Indices, longest: Indices, max_tokens: int) -> list[Indices]:

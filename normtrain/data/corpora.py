@@ -114,7 +114,8 @@ def _corpus(source: str, kind: str, revision: str | None, pairs: dict[str, Pairs
     }
     provenance |= {f"pairs_{split}": len(side) for split, side in pairs.items()}
     shown = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
-    return Corpus(source, pairs, provenance, looks_tokenized(shown.target))
+    tokenized = looks_tokenized(shown.target)
+    return Corpus(source, pairs, provenance | {"tokenized": tokenized}, tokenized)
 
 
 def _phrasebook(

@@ -111,6 +111,19 @@ class TranslationData(pl.LightningDataModule):
         }
         self.report = self._describe()
 
+    def check_ranks(self, world: int) -> None:
+        """See that every process has something to do.
+
+        Raises:
+            UserError: a split has fewer pairs than there are processes.
+        """
+        for split, pairs in self.encoded.items():
+            if len(pairs) < world:
+                raise UserError(
+                    f"{self.source}: the split {split!r} has {len(pairs)} pairs, too few for "
+                    f"{world} processes"
+                )
+
     def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Batches in a new order every epoch, this rank's slice; resumable at any batch."""
         rank, world = self._place()

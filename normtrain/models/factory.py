@@ -107,5 +107,11 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
 
 def norm_sites(model: nn.Module) -> list[str]:
     """Full names of the places in a model where the norm rules apply, in order."""
-    names = [name for name, _ in model.named_modules()]
-    return [n for n in names if n.rsplit(".", 1)[-1] in ("norm", "norm_out")]
+    sites: list[str] = []
+    for name, module in model.named_modules():
+        inside_a_norm = any(name.startswith(f"{site}.") for site in sites)
+        named = name.rsplit(".", 1)[-1] in ("norm", "norm_out")
+        # nn.Identity stands where a post-norm stack has no norm of its own.
+        if named and not inside_a_norm and not isinstance(module, nn.Identity):
+            sites.append(name)
+    return sites

@@ -10,13 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normtrain.data.tokenization import PAD, UNK
 from normtrain.errors import UserError
 from normtrain.models.attention import KeyValueCache
 from normtrain.models.blocks import DecoderLayer, EncoderLayer, LayerConfig
 from normtrain.models.positions import Positions
 
-PAD = 0
-UNK = 3
 TIES = ("all", "decoder", "none")
 
 

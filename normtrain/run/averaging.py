@@ -37,19 +37,19 @@ def average(run: Path, *, last: int, output: Path) -> str:
         )
     if output.is_dir():
         raise UserError(f"{output} is a folder; -o takes a file's name")
-    chosen = [read_checkpoint(file) for file in files[-last:]]
-    first = chosen[0]
-    # Float64 sums: the mean must not depend on the order of the files.
-    mean = {
-        key: (sum(c.raw["state_dict"][key].double() for c in chosen) / last).to(value.dtype)
-        for key, value in first.raw["state_dict"].items()
-        if isinstance(value, torch.Tensor)
-    }
+    # Float64 sums, one file in memory at a time: a checkpoint also has the optimizer's state.
+    sums: dict[str, torch.Tensor] = {}
+    steps: list[int] = []
+    for file in files[-last:]:
+        read = read_checkpoint(file)
+        steps.append(read.step)
+        for key, value in read.raw["state_dict"].items():
+            sums[key] = sums[key] + value.double() if key in sums else value.double()
+    dtypes = {key: value.dtype for key, value in read.raw["state_dict"].items()}
     checkpoint = {
-        "state_dict": mean,
-        "normtrain": {**first.raw["normtrain"], "averaged_steps": [c.step for c in chosen]},
-        "global_step": chosen[-1].step,
+        "state_dict": {key: (total / last).to(dtypes[key]) for key, total in sums.items()},
+        "normtrain": {**read.raw["normtrain"], "averaged_steps": steps},
+        "global_step": steps[-1],
     }
     write_atomically(output, lambda temporary: torch.save(checkpoint, temporary))
-    steps = ", ".join(str(c.step) for c in chosen)
-    return f"{output}: the mean of the checkpoints at steps {steps}"
+    return f"{output}: the mean of the checkpoints at steps {', '.join(map(str, steps))}"

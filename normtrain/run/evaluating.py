@@ -13,6 +13,7 @@ import torch
 
 from normtrain import __version__
 from normtrain.data.corpora import load_corpus
+from normtrain.data.text import clean, looks_tokenized
 from normtrain.decoding.translate import translate_lines, translate_stream
 from normtrain.errors import UserError
 from normtrain.files import write_text
@@ -73,14 +74,19 @@ def evaluate(
     target = Path(target)
     checkpoint, model = _ready(target)
     source = data or checkpoint.recipe.data.source
-    revision = checkpoint.recipe.data.revision if data is None else None
+    revision = checkpoint.data["revision"] if data is None else None
     corpus = load_corpus(source, revision=revision, splits=[split])
     pairs = corpus.splits[split]
     settings = _decoding(checkpoint, beam, length_penalty)
     result = translate_lines(
         model, checkpoint.tokenizer, pairs.source, progress=progress, **settings
     )
-    scores = score(result.lines, pairs.target, tokenized=corpus.tokenized)
+    scores = score(
+        result.lines,
+        pairs.target,
+        tokenized=looks_tokenized(pairs.target),
+        tokenized_output=bool(checkpoint.data["tokenized"]),
+    )
     report = {
         "checkpoint": str(checkpoint.path),
         "step": checkpoint.step,
@@ -94,7 +100,7 @@ def evaluate(
         "versions": _versions(),
     }
     folder = _results_folder(target, checkpoint.path)
-    stem = re.sub(r"[^\w.=-]+", "-", split if data is None else f"{_short(source)}-{split}")
+    stem = _stem(target, checkpoint, data, split, settings)
     report["hypotheses"] = str(folder / f"hypotheses-{stem}.txt")
     text = "".join(line + "\n" for line in result.lines)
     _write(folder / f"hypotheses-{stem}.txt", text)
@@ -102,6 +108,22 @@ def evaluate(
         folder / f"evaluation-{stem}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     )
     return report
+
+
+def _stem(
+    target: Path, checkpoint: Checkpoint, data: str | None, split: str, settings: dict[str, Any]
+) -> str:
+    """The split's name, and whatever differs from the run's best checkpoint and its recipe."""
+    decode = checkpoint.recipe.decode
+    parts = [] if data is None else [_short(data)]
+    parts.append(split)
+    if not target.is_dir():
+        parts.append(checkpoint.path.stem)
+    if settings["beam"] != decode.beam:
+        parts.append(f"beam{settings['beam']}")
+    if settings["length_penalty"] != decode.length_penalty:
+        parts.append(f"penalty{settings['length_penalty']:g}")
+    return re.sub(r"[^\w.=-]+", "-", "-".join(parts))
 
 
 def _short(source: str) -> str:
@@ -152,5 +174,5 @@ def translate(
     checkpoint, model = _ready(Path(target))
     settings = _decoding(checkpoint, beam, length_penalty)
     return translate_stream(
-        model, checkpoint.tokenizer, lines, on_truncated=on_truncated, **settings
+        model, checkpoint.tokenizer, map(clean, lines), on_truncated=on_truncated, **settings
     )

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 
 from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
+from normtrain.data.corpora import corpus_names
 from normtrain.data.module import TranslationData
-from normtrain.data.tokenization import Tokenizer
 from normtrain.errors import UserError
 from normtrain.models import build_model
+from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
-from normtrain.run.checkpoint import read_checkpoint
-from normtrain.run.folder import FOLDER_VARIABLE, RunFolder, new_folder, newest_run
+from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.loop import Machine, TrainingRun, size_line
 from normtrain.run.machine import resolve_precision
 
@@ -29,8 +29,8 @@ def fit(
     *,
     out: Path | None = None,
     devices: int | None = None,
-    nodes: int = 1,
-    strategy: str = "auto",
+    nodes: int | None = None,
+    strategy: str | None = None,
     compile: bool = False,
     say: Say | None = None,
 ) -> Path:
@@ -42,8 +42,8 @@ def fit(
         recipe: every choice of the run.
         out: the run's folder; by default ``runs/<recipe>-<norm>-<time>``.
         devices: devices of each machine; by default one.
-        nodes: machines.
-        strategy: ``"auto"`` or ``"ddp"``.
+        nodes: machines; by default one.
+        strategy: ``"auto"`` (the default) or ``"ddp"``.
         compile: run the training forward pass through ``torch.compile``.
         say: prints messages; by default to stderr.
 
@@ -56,13 +56,13 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     say = say or Say()
-    machine = _machine(devices, nodes, strategy, compile)
+    machine = _machine(Machine(), devices, nodes, strategy, compile)
     recipe = _settle(recipes.check_norms(recipe))
     build_model_on_meta(recipe)
     data = _data(recipe)
     data.setup("fit")
-    started = os.environ.get(FOLDER_VARIABLE)
-    folder = RunFolder(Path(started)) if started else new_folder(recipe, out)
+    data.check_ranks(machine.devices * machine.nodes)
+    folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
     TrainingRun(recipe, folder, data, machine, say).train(checkpoint=None)
     return folder.path
 
@@ -74,8 +74,8 @@ def resume(
     recipe: Recipe | None = None,
     out: Path | None = None,
     devices: int | None = None,
-    nodes: int = 1,
-    strategy: str = "auto",
+    nodes: int | None = None,
+    strategy: str | None = None,
     compile: bool = False,
     say: Say | None = None,
 ) -> Path:
@@ -87,21 +87,22 @@ def resume(
         overrides: ``key=value`` settings the user gave again; they must match the run's.
         recipe: the recipe the user named again; it must match the run's too.
         out: the folder for ``"auto"``.
-        devices: see :func:`fit`, as for the next three.
-        nodes: machines.
-        strategy: how devices share the work.
-        compile: compile the training forward pass.
+        devices: by default as the run was started, as for the next three.
+        nodes: machines; together with ``devices`` it can't change the number of processes.
+        strategy: see :func:`fit`.
+        compile: see :func:`fit`.
         say: prints messages.
 
     Returns:
         The run's folder.
 
     Raises:
-        ValueError: if there is no such run, or the recipe differs from the run's.
+        ValueError: if there is no such run, or the recipe, the text or the number of processes
+            differ from the run's.
         RunError, Interrupted: as for :func:`fit`.
     """
     say = say or Say()
-    machine = _machine(devices, nodes, strategy, compile)
+    given: _Given = {"devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile}
     if recipe is not None:
         recipe = recipes.override(recipe, overrides)
     folder = _newest(recipe, out) if run == "auto" else RunFolder(Path(run))
@@ -109,22 +110,27 @@ def resume(
         if recipe is None:
             raise UserError("there is no run to go on with; name a --recipe to start one")
         say("no run to go on with: starting one")
-        return fit(recipe, out=out, say=say, **asdict(machine))
+        return fit(recipe, out=out, say=say, **given)
     theirs = folder.recipe()
     _check_same(theirs, recipe or recipes.override(theirs, overrides), folder)
     if (step := folder.finished()) is not None:
         say(f"{folder.path} has finished, after step {step}: nothing to do")
         return folder.path
-    tokenizer, checkpoint = None, folder.last if folder.last.exists() else None
-    if checkpoint is None:
+    read = read_checkpoint(folder.last) if folder.last.exists() else None
+    if read is None:
+        machine = _machine(Machine(), **given)
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
     else:
-        read = read_checkpoint(checkpoint)
-        tokenizer = read.tokenizer
+        started = Machine(**read.raw["normtrain"]["machine"])
+        machine = _machine(started, **given)
+        _check_machine(machine, started, folder)
         say(f"going on with {folder.path} after step {read.step}")
-    data = _data(theirs, tokenizer)
+    data = _data(theirs, read)
     data.setup("fit")
-    TrainingRun(theirs, folder, data, machine, say).train(checkpoint)
+    if read is not None:
+        _check_text(data, read)
+    data.check_ranks(machine.devices * machine.nodes)
+    TrainingRun(theirs, folder, data, machine, say).train(None if read is None else folder.last)
     return folder.path
 
 
@@ -148,10 +154,55 @@ def build_model_on_meta(recipe: Recipe) -> str:
         return size_line(build_model(recipe.model, recipe.data.vocab_size))
 
 
-def _machine(devices: int | None, nodes: int, strategy: str, compiled: bool) -> Machine:
-    if torch.cuda.is_available() and (devices or 1) > torch.cuda.device_count():
-        raise UserError(f"--devices is {devices}, but there are {torch.cuda.device_count()} here")
-    return Machine(devices or 1, nodes, strategy, compiled)
+class _Given(TypedDict):
+    """What the user said of the machine; None and False are not said."""
+
+    devices: int | None
+    nodes: int | None
+    strategy: str | None
+    compile: bool
+
+
+def _machine(
+    started: Machine, devices: int | None, nodes: int | None, strategy: str | None, compile: bool
+) -> Machine:
+    """The machine a run was started on, changed as the user says, if that is possible."""
+    machine = Machine(
+        devices or started.devices,
+        nodes or started.nodes,
+        strategy or started.strategy,
+        compile or started.compile,
+    )
+    if torch.cuda.is_available() and machine.devices > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"{machine.devices} devices were asked for, but there are {count} here")
+    placed = ("RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    if machine.nodes > 1 and not any(name in os.environ for name in placed):
+        raise UserError(
+            f"{machine.nodes} machines were asked for; start the command on each of them by "
+            f"torchrun or SLURM, which tell it which one it is"
+        )
+    return machine
+
+
+def _check_text(data: TranslationData, read: Checkpoint) -> None:
+    found, trained = data.corpus.provenance["sha256"], read.data["sha256"]
+    if found != trained:
+        raise UserError(
+            f"the text in {data.source} is not what {read.path} was trained on; put it back, or "
+            f"start a new run"
+        )
+
+
+def _check_machine(machine: Machine, started: Machine, folder: RunFolder) -> None:
+    before, now = started.devices * started.nodes, machine.devices * machine.nodes
+    if before != now:
+        raise UserError(
+            f"{folder.path} was started with {before} processes and goes on with as many; "
+            f"{now} were asked for"
+        )
+    if machine.compile != started.compile:
+        raise UserError(f"{folder.path} was started without --compile and goes on without it")
 
 
 def _newest(recipe: Recipe | None, out: Path | None) -> RunFolder | None:
@@ -175,23 +226,28 @@ def _check_same(theirs: Recipe, wanted: Recipe, folder: RunFolder) -> None:
 def _settle(recipe: Recipe) -> Recipe:
     """Replace what depends on this machine and this folder by what it stands for here."""
     changes = []
-    if Path(recipe.data.source).is_dir():
-        changes.append(f"data.source={json.dumps(str(Path(recipe.data.source).resolve()))}")
+    source = recipe.data.source
+    named = source in corpus_names() or source.startswith("hf:")
+    if not named and Path(source).is_dir():
+        changes.append(f"data.source={json.dumps(str(Path(source).resolve()))}")
     if recipe.train.precision == "auto":
         precision, _ = resolve_precision("auto")
         changes.append(f"train.precision={json.dumps(precision.removesuffix('-true'))}")
     return recipes.override(recipe, changes)
 
 
-def _data(recipe: Recipe, tokenizer: Tokenizer | None = None) -> TranslationData:
+def _data(recipe: Recipe, read: Checkpoint | None = None) -> TranslationData:
+    revision = recipe.data.revision
+    if read is not None and read.data["kind"] == "hub":
+        revision = read.data["revision"]  # where the recipe pins none, the one it began with
     return TranslationData(
         source=recipe.data.source,
-        revision=recipe.data.revision,
+        revision=revision,
         max_tokens=recipe.data.max_tokens,
         max_length=recipe.data.max_length,
         vocab_size=recipe.data.vocab_size,
         workers=recipe.data.workers,
         seed=recipe.train.seed,
         total_batches=recipe.train.max_steps * recipe.optim.accumulate,
-        tokenizer=tokenizer,
+        tokenizer=None if read is None else read.tokenizer,
     )

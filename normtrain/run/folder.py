@@ -113,6 +113,8 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
         ValueError: if ``out`` already holds something.
         RunError: if it can't be written.
     """
+    if out is None and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError("with several processes started from outside, name the folder by --out")
     if out is None:
         stem = f"{recipe.name}-{_slug(recipe.model.norm)}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = HOME / stem
@@ -143,6 +145,29 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
     return folder
 
 
+def await_folder(out: Path | None, seconds: float = 300) -> RunFolder:
+    """The folder that the first process makes, for the others.
+
+    Args:
+        out: where it will be; processes that Lightning starts are told by the environment.
+        seconds: how long to wait for it.
+
+    Raises:
+        ValueError: if nothing says where it will be.
+        RunError: if it doesn't come.
+    """
+    told = os.environ.get(FOLDER_VARIABLE)
+    if told is None and out is None:
+        raise UserError("with several processes started from outside, name the folder by --out")
+    folder = RunFolder(Path(told) if told else Path(str(out)))
+    deadline = time.monotonic() + seconds
+    while not folder.recipe_file.exists():
+        if time.monotonic() > deadline:
+            raise RunError(f"the first process made no run folder at {folder.path}")
+        time.sleep(0.05)
+    return folder
+
+
 def _claim(file: Path, text: str) -> None:
     """Write a file that must not be there yet, whole or not at all."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
@@ -157,7 +182,7 @@ def newest_run(recipe: Recipe | None, home: Path = HOME) -> RunFolder | None:
     """The newest run folder below ``home`` that can be gone on with.
 
     Args:
-        recipe: only runs of this recipe's name and norm; any run if None.
+        recipe: only runs of just this recipe; any run if None.
         home: the folder that holds run folders.
     """
     found = []
@@ -167,6 +192,6 @@ def newest_run(recipe: Recipe | None, home: Path = HOME) -> RunFolder | None:
             theirs = folder.recipe()
         except ValueError:
             continue
-        if recipe is None or (theirs.name, theirs.model) == (recipe.name, recipe.model):
+        if recipe is None or theirs == recipe:
             found.append((last.stat().st_mtime, folder))
     return max(found, key=lambda pair: pair[0])[1] if found else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -22,6 +22,7 @@ from normtrain.data.module import TranslationData
 from normtrain.errors import RunError
 from normtrain.files import write_text
 from normtrain.models import Seq2Seq, norm_sites
+from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
 from normtrain.run.checkpoint import read_checkpoint
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
@@ -35,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run trains; the recipe has everything that decides what it computes.
+    """Where a run trains. Checkpoints carry it, since a run goes on as it was started.
 
     Attributes:
         devices: devices of each machine.
@@ -91,7 +92,7 @@ class TrainingRun:
             RunError: if the run can't go on.
             Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
         """
-        if FOLDER_VARIABLE in os.environ:  # a further rank: the first one holds the lock
+        if not is_first_process():  # the first one holds the lock
             self._loop(checkpoint)
             return
         with self.folder.locked():
@@ -99,7 +100,7 @@ class TrainingRun:
             try:
                 self._loop(checkpoint)
             finally:
-                del os.environ[FOLDER_VARIABLE]
+                os.environ.pop(FOLDER_VARIABLE, None)
 
     def _loop(self, checkpoint: Path | None) -> None:
         _quiet()
@@ -108,7 +109,7 @@ class TrainingRun:
         task = TranslationTask(
             self.recipe,
             self.data.tokenizer,
-            provenance=self.data.corpus.provenance,
+            about={"data": self.data.corpus.provenance, "machine": asdict(self.machine)},
             compile_model=self.machine.compile,
         )
         self._write_tokenizer()
@@ -119,13 +120,15 @@ class TrainingRun:
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except StopAsked as stop:
+            raise Interrupted(f"{stop}; {self._how_to_go_on}") from stop
+        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning exits on a bare Ctrl-C
             raise Interrupted(
-                f"{stop}; go on with: normtrain fit --resume {self.folder.path}"
+                f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
             ) from stop
         except OSError as error:
             raise RunError(
                 f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
-                f"then go on with: normtrain fit --resume {self.folder.path}"
+                f"then {self._how_to_go_on}"
             ) from error
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
@@ -134,8 +137,12 @@ class TrainingRun:
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
 
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"go on with: normtrain fit --resume {self.folder.path}"
+
     def _write_tokenizer(self) -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if is_first_process():
             write_text(self.folder.tokenizer_file, self.data.tokenizer.to_json())
 
     def _trainer(self, step: int) -> pl.Trainer:
@@ -188,7 +195,7 @@ class TrainingRun:
         ]
 
     def _announce(self, task: TranslationTask) -> None:
-        if os.environ.get("LOCAL_RANK", "0") != "0":
+        if not is_first_process():
             return
         for line in [*self.data.report, size_line(task.model)]:
             self.say(line)

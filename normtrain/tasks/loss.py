@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-PAD = 0
+from normtrain.data.tokenization import PAD
 
 
 def training_loss(hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float) -> Tensor:

@@ -47,8 +47,8 @@ def schedule_factor(
     """The learning rate as a share of its peak, by step.
 
     Warm-up rises linearly to 1 over ``warmup_steps``. After it: ``inverse-sqrt`` falls as
-    ``sqrt(warmup/step)`` (Vaswani et al. 2017), ``cosine`` and ``linear`` fall to ``floor`` at
-    ``max_steps``, ``constant`` stays.
+    ``sqrt(warmup/step)`` (Vaswani et al. 2017), ``cosine`` and ``linear`` fall to ``floor`` just
+    after ``max_steps``, ``constant`` stays.
 
     Args:
         schedule: one of the four names.
@@ -73,7 +73,8 @@ def schedule_factor(
             return 1.0
         if schedule == "inverse-sqrt":
             return max(floor, math.sqrt(max(1, warmup_steps) / now))
-        done = min(1.0, (now - warmup_steps) / max(1, max_steps - warmup_steps))
+        # One more than the steps left, so that the last one still moves.
+        done = min(1.0, (now - warmup_steps) / (max_steps - warmup_steps + 1))
         share = 0.5 * (1 + math.cos(math.pi * done)) if schedule == "cosine" else 1.0 - done
         return floor + (1.0 - floor) * share
 

@@ -11,12 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normtrain.data.corpora import Corpus
-from normtrain.data.tokenization import Tokenizer
+from normtrain.data.text import looks_tokenized
+from normtrain.data.tokenization import PAD, Tokenizer
 from normtrain.decoding.translate import translate_lines
 from normtrain.models import build_model, norm_sites
 from normtrain.recipe import Recipe
 from normtrain.scoring import score
-from normtrain.tasks.loss import PAD, summed_loss, training_loss
+from normtrain.tasks.loss import summed_loss, training_loss
 from normtrain.tasks.optim import build_optimizer
 
 FORMAT_VERSION = 1
@@ -50,7 +51,7 @@ class TranslationTask(pl.LightningModule):
     Args:
         recipe: every choice of the run.
         tokenizer: text to token ids and back.
-        provenance: where the data came from, plain values, kept in checkpoints.
+        about: what checkpoints shall also carry, plain values by name: the data, the machine.
         compile_model: run the training forward pass through ``torch.compile``.
 
     Raises:
@@ -62,18 +63,20 @@ class TranslationTask(pl.LightningModule):
         recipe: Recipe,
         tokenizer: Tokenizer,
         *,
-        provenance: dict[str, Any] | None = None,
+        about: dict[str, Any] | None = None,
         compile_model: bool = False,
     ) -> None:
         super().__init__()
         self.recipe, self.tokenizer = recipe, tokenizer
-        self.provenance = dict(provenance or {})
+        self.about = about or {}
         self.model = build_model(recipe.model, tokenizer.vocab_size)
         hidden = self.model.hidden
         self._hidden = torch.compile(hidden, dynamic=True) if compile_model else hidden
         self.batch_shape: dict[str, tuple[int, ...]] = {}
         self.validation = Validation()
         self.gradient_norm = torch.zeros(())
+        self.update_scale: Tensor | float = 1.0
+        self._update_tokens: Tensor | float = 0.0
         self._tally = Tally()
 
     @property
@@ -81,15 +84,26 @@ class TranslationTask(pl.LightningModule):
         return self.trainer.datamodule.corpus  # type: ignore[attr-defined]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Label-smoothed loss of one batch, nats a real target token."""
+        """Label-smoothed loss of one batch, nats a real target token.
+
+        Where an update has several batches, each is weighted by its tokens: it comes divided by
+        a constant, and the true number, known once all are done, is put right by
+        :meth:`configure_gradient_clipping`.
+        """
         self.batch_shape = {k: tuple(v.shape) for k, v in batch.items() if v.ndim == 2}
         hidden = self._hidden(batch["source"], batch["target_in"])
-        return training_loss(
-            hidden,
-            self.model.head.weight,
-            batch["target_out"],
-            self.recipe.optim.label_smoothing,
-        )
+        target = batch["target_out"]
+        smoothing = self.recipe.optim.label_smoothing
+        loss = training_loss(hidden, self.model.head.weight, target, smoothing)
+        if self._batches_an_update == 1:
+            return loss
+        tokens = (target != PAD).sum()
+        self._update_tokens = self._update_tokens + tokens
+        return loss * (tokens / self.recipe.data.max_tokens)
+
+    @property
+    def _batches_an_update(self) -> int:
+        return self.recipe.optim.accumulate * self.trainer.world_size
 
     def on_validation_epoch_start(self) -> None:
         """Translate the validation sources; averaged weights, if any, are in place by now."""
@@ -109,7 +123,12 @@ class TranslationTask(pl.LightningModule):
         )
         found = _gather(dict(zip(mine, result.lines, strict=True)))
         lines = [found[i] for i in range(len(pairs.source))]
-        bleu = score(lines, pairs.target, tokenized=corpus.tokenized).bleu
+        bleu = score(
+            lines,
+            pairs.target,
+            tokenized=looks_tokenized(pairs.target),
+            tokenized_output=corpus.tokenized,
+        ).bleu
         shown = range(min(self.recipe.train.samples, len(lines)))
         samples = [(pairs.source[i], lines[i], pairs.target[i]) for i in shown]
         self.validation = Validation(bleu=bleu, samples=samples)
@@ -141,7 +160,17 @@ class TranslationTask(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the whole gradient's norm; Lightning's own way refuses fused optimizers."""
+        """Finish the gradient of an update: weight it by tokens, then clip its norm.
+
+        Lightning's own clipping refuses fused optimizers.
+        """
+        if self._batches_an_update > 1:
+            # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
+            tokens = self.trainer.strategy.reduce(self._update_tokens, reduce_op="sum")
+            self.update_scale = self._batches_an_update * self.recipe.data.max_tokens / tokens
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, self.update_scale)
+            self._update_tokens = 0.0
         limit = self.recipe.optim.clip or float("inf")
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
 
@@ -155,7 +184,7 @@ class TranslationTask(pl.LightningModule):
             "norms": {
                 name: str(self.model.norms.spec_for(name)) for name in norm_sites(self.model)
             },
-            "data": self.provenance,
+            **self.about,
         }
 
 

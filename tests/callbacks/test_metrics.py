@@ -125,7 +125,7 @@ class Steps:
         return self.batches // self.accumulate
 
     def train(self, recorder: Recorder, losses: list[float]) -> None:
-        module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0))
+        module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0), update_scale=1.0)
         for loss in losses:
             self.batches += 1
             target = torch.tensor([[5, 2, 0], [7, 8, 2]])  # 5 real tokens
@@ -146,7 +146,8 @@ def test_the_recorder_sums_accumulated_losses_and_counts_real_tokens() -> None:
     assert all(row["tokens_per_second"] > 0 for _, row in trainer.rows)
     again = Recorder(log_every=2, accumulate=2)
     saved: dict[str, Any] = {}
-    recorder.on_save_checkpoint(trainer, trainer, saved)
+    module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0), update_scale=1.0)
+    recorder.on_save_checkpoint(trainer, module, saved)
     again.on_load_checkpoint(trainer, trainer, saved)
     trainer.train(again, [1.0, 1.0, 1.0, 1.0])
     assert trainer.rows[-1][1]["tokens"] == 60

@@ -51,11 +51,12 @@ def test_schedules_at_chosen_steps() -> None:
     assert schedule_factor("constant", 0, 10)(0) == 1.0
     linear = schedule_factor("linear", 10, 110, floor=0.2)
     assert linear(9) == 1.0
-    assert linear(59) == pytest.approx(0.2 + 0.8 * 0.5)
-    assert linear(109) == pytest.approx(0.2)
+    assert linear(59) == pytest.approx(0.2 + 0.8 * (1 - 50 / 101))
+    assert linear(109) == pytest.approx(0.2 + 0.8 / 101)  # the last of 110 steps still moves
+    assert linear(110) == pytest.approx(0.2)
     cosine = schedule_factor("cosine", 0, 100)
-    assert cosine(24) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
-    assert cosine(99) == pytest.approx(0.0)
+    assert cosine(24) == pytest.approx(0.5 * (1 + math.cos(math.pi * 25 / 101)))
+    assert cosine(100) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -95,4 +96,4 @@ def test_the_optimizer_follows_the_schedule_from_its_first_step() -> None:
         model(torch.ones(1, 2)).sum().backward()
         built["optimizer"].step()
         built["lr_scheduler"]["scheduler"].step()
-    assert rates == pytest.approx([0.05, 0.1, 0.075, 0.05, 0.05])
+    assert rates == pytest.approx([0.05, 0.1, 0.05 + 0.05 * 2 / 3, 0.05 + 0.05 / 3, 0.05])
