@@ -108,10 +108,22 @@ def test_evaluate_a_file_outside_a_run_writes_beside_it(run: Path, tmp_path: Pat
     shutil.rmtree(run)
     evaluate(Path(alone), split="valid", beam=1)
     assert sorted(path.name for path in (tmp_path / "alone").iterdir()) == [
-        "evaluation-valid.json",
-        "hypotheses-valid.txt",
+        "evaluation-valid-m-beam1.json",
+        "hypotheses-valid-m-beam1.txt",
         "m.ckpt",
     ]
+
+
+def test_evaluations_with_other_settings_stand_beside_one_another(run: Path) -> None:
+    first = evaluate(run, split="valid")
+    evaluate(run, split="valid", beam=1)
+    evaluate(run, split="valid", length_penalty=0.0)
+    evaluate(run / "checkpoints" / "last.ckpt", split="valid")
+    stems = {path.stem.removeprefix("evaluation-") for path in run.glob("evaluation-*.json")}
+    assert stems == {"valid", "valid-beam1", "valid-penalty0", "valid-last"}
+    kept = json.loads((run / "evaluation-valid.json").read_text(encoding="utf-8"))
+    assert kept["bleu"] == first["bleu"]
+    assert kept["beam"] == first["beam"] == 2
 
 
 def test_a_split_that_is_not_there(command: Callable[..., Result], run: Path) -> None:
@@ -223,7 +235,15 @@ def test_the_contract_of_a_checkpoint(kind: str, learned: Runs) -> None:
         raw = torch.load(run / "checkpoints" / name, weights_only=True)
         assert {"state_dict", "global_step", "optimizer_states", "lr_schedulers"} <= raw.keys()
         ours = raw["normtrain"]
-        assert set(ours) == {"version", "recipe", "tokenizer", "rules", "norms", "data"}
+        assert set(ours) == {
+            "version",
+            "recipe",
+            "tokenizer",
+            "rules",
+            "norms",
+            "data",
+            "machine",
+        }
         assert plain(ours)
         assert recipes.from_plain(ours["recipe"]) == recipes.load(run / "recipe.yaml")
         assert ours["tokenizer"] == (run / "tokenizer.json").read_text(encoding="utf-8")

@@ -166,7 +166,7 @@ def assert_first_update_is_of(row: dict[str, str], recipe: Any, batches: list[An
     loss = total / sum(counts)
     loss.backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    assert float(row["train_loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert float(row["gradient_norm"]) == pytest.approx(float(gradient.norm()), rel=1e-4)
     assert int(row["tokens"]) == sum(counts)
 
