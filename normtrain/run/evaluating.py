@@ -103,8 +103,8 @@ def evaluate(
     stem = _stem(target, checkpoint, data, split, settings)
     report["hypotheses"] = str(folder / f"hypotheses-{stem}.txt")
     text = "".join(line + "\n" for line in result.lines)
-    _write(folder / f"hypotheses-{stem}.txt", text)
-    _write(
+    write_text(folder / f"hypotheses-{stem}.txt", text)
+    write_text(
         folder / f"evaluation-{stem}.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     )
     return report
@@ -144,10 +144,6 @@ def _results_folder(target: Path, checkpoint: Path) -> Path:
         return target
     parent = checkpoint.parent
     return parent.parent if (parent.parent / "recipe.yaml").is_file() else parent
-
-
-def _write(path: Path, text: str) -> None:
-    write_text(path, text)
 
 
 def translate(

@@ -63,7 +63,7 @@ def fit(
     data.setup("fit")
     data.check_ranks(machine.devices * machine.nodes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
-    TrainingRun(recipe, folder, data, machine, say).train(checkpoint=None)
+    TrainingRun(recipe, folder, data, machine, say).train()
     return folder.path
 
 
@@ -116,22 +116,34 @@ def resume(
     if (step := folder.finished()) is not None:
         say(f"{folder.path} has finished, after step {step}: nothing to do")
         return folder.path
-    read = read_checkpoint(folder.last) if folder.last.exists() else None
-    if read is None:
-        machine = _machine(Machine(), **given)
+    if not folder.last.exists():
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
-    else:
-        started = Machine(**read.raw["normtrain"]["machine"])
-        machine = _machine(started, **given)
-        _check_machine(machine, started, folder)
-        say(f"going on with {folder.path} after step {read.step}")
-    data = _data(theirs, read)
-    data.setup("fit")
-    if read is not None:
-        _check_text(data, read)
-    data.check_ranks(machine.devices * machine.nodes)
-    TrainingRun(theirs, folder, data, machine, say).train(None if read is None else folder.last)
+        data, machine = _data(theirs), _machine(Machine(), **given)
+        data.setup("fit")
+        data.check_ranks(machine.devices * machine.nodes)
+        TrainingRun(theirs, folder, data, machine, say).train()
+        return folder.path
+    data, machine, step = _as_left(theirs, folder, given)
+    say(f"going on with {folder.path} after step {step}")
+    TrainingRun(theirs, folder, data, machine, say).train(folder.last, step)
     return folder.path
+
+
+def _as_left(
+    recipe: Recipe, folder: RunFolder, given: _Given
+) -> tuple[TranslationData, Machine, int]:
+    """Data, machine and step as a run's last checkpoint left them.
+
+    The checkpoint itself goes with this function: it would take memory for the whole training.
+    """
+    read = read_checkpoint(folder.last)
+    started = Machine(**read.raw["normtrain"]["machine"])
+    machine = _machine(started, **given)
+    _check_machine(machine, started, folder)
+    data = _data(recipe, read)
+    data.setup("fit")
+    _check_text(data, read)
+    return data, machine, read.step
 
 
 def describe(recipe: Recipe) -> str:

@@ -24,7 +24,6 @@ from normtrain.files import write_text
 from normtrain.models import Seq2Seq, norm_sites
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
-from normtrain.run.checkpoint import read_checkpoint
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.machine import keep_freed_memory, resolve_precision
 from normtrain.tasks.translation import TranslationTask
@@ -81,11 +80,12 @@ class TrainingRun:
         self.machine, self.say = machine, say
         self.metrics = MetricsFile(folder.metrics_file)
 
-    def train(self, checkpoint: Path | None) -> None:
+    def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
         """Train to the end, holding the folder's lock.
 
         Args:
             checkpoint: what to go on from; None begins.
+            step: optimizer steps done in it.
 
         Raises:
             ValueError: if another process holds the folder.
@@ -93,16 +93,16 @@ class TrainingRun:
             Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
         """
         if not is_first_process():  # the first one holds the lock
-            self._loop(checkpoint)
+            self._loop(checkpoint, step)
             return
         with self.folder.locked():
             os.environ[FOLDER_VARIABLE] = str(self.folder.path)
             try:
-                self._loop(checkpoint)
+                self._loop(checkpoint, step)
             finally:
                 os.environ.pop(FOLDER_VARIABLE, None)
 
-    def _loop(self, checkpoint: Path | None) -> None:
+    def _loop(self, checkpoint: Path | None, step: int) -> None:
         _quiet()
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
@@ -113,7 +113,6 @@ class TrainingRun:
             compile_model=self.machine.compile,
         )
         self._write_tokenizer()
-        step = read_checkpoint(checkpoint).step if checkpoint else 0
         self.metrics.cut(step)
         trainer = self._trainer(step)
         self._announce(task)
