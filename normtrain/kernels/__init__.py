@@ -1,5 +1,25 @@
 """The norm operations and the one place that chooses which implementation of each runs."""
 
-from normtrain.kernels.dispatch import ada_norm, chosen, layer_norm, rms_norm
+from normtrain.kernels.dispatch import (
+    ada_norm,
+    chosen,
+    crms_norm,
+    detach_norm,
+    l2_norm,
+    layer_norm,
+    lp_norm,
+    rms_norm,
+    squash,
+)
 
-__all__ = ["ada_norm", "chosen", "layer_norm", "rms_norm"]
+__all__ = [
+    "ada_norm",
+    "chosen",
+    "crms_norm",
+    "detach_norm",
+    "l2_norm",
+    "layer_norm",
+    "lp_norm",
+    "rms_norm",
+    "squash",
+]

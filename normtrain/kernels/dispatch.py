@@ -1,39 +1,63 @@
 """The one place where the implementation of a norm operation is chosen.
 
-Every norm module calls `layer_norm`, `rms_norm` or `ada_norm` here and knows nothing of what
-runs. `chosen` names the choice, so that benchmarks can print it; a fused kernel is added by
-giving it a name there and a branch in the operation.
+Every norm module calls an operation here and knows nothing of what runs. `chosen` names the
+choice, so that benchmarks can print it; a fused kernel is added by giving it a name there and a
+branch in the operation.
+
+No operation returns NaN or infinity, forward or backward, for a finite input whose exact result
+its dtype can hold. The plain formulas bring every row into range themselves. The fast ones are
+checked by the statistics they give (on the CPU, where that costs a look at one number a row) or
+get rows already in range (elsewhere, where a look would stall the device).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from normtrain.kernels import reference
+from normtrain.kernels import formulas, reference
 
-_LOW = (torch.bfloat16, torch.float16)
+_FAST = {"layer_norm": "aten", "rms_norm": "function", "ada_norm": "function"}
 
 
-def chosen(x: Tensor, op: str, eps_mode: str = "inside") -> str:
-    """Name what runs for an operation.
+def _transformed(x: Tensor) -> bool:
+    """Whether someone else interprets the calls: then nothing may look at values."""
+    # An opaque function would keep the compiler from fusing; it does better with the formula.
+    return (
+        torch.compiler.is_compiling()
+        or type(x) not in (Tensor, nn.Parameter)
+        or x.is_meta
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
+
+
+def chosen(
+    x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
+) -> str:
+    """Name what runs for an operation on ordinary rows.
 
     Args:
-        x: the input; its dtype and device decide.
-        op: ``"layer_norm"``, ``"rms_norm"`` or ``"ada_norm"``.
+        x: the input; its type, dtype and device decide.
+        op: the operation's name in this module.
         eps_mode: ``"inside"`` or ``"outside"`` the square root.
+        eps: a very small one needs a backward that the fast operations do not have.
+        first: how many leading features the statistic sees; all by default.
 
     Returns:
         ``"plain"`` (differentiable torch formulas), ``"aten"`` (PyTorch's own kernel) or
         ``"function"`` (ATen calls with a backward derived by hand).
     """
-    # An opaque function would keep the compiler from fusing; it does better with the formula.
-    if eps_mode == "outside" or torch.compiler.is_compiling():
+    if eps_mode == "outside" or eps < formulas.limits(x).small ** 2 or _transformed(x):
         return "plain"
-    if op == "layer_norm":
-        return "aten"
-    return "function"
+    if not x.is_cpu and first not in (None, x.shape[-1]):
+        return "plain"
+    return _FAST.get(op, "plain")
 
 
 def _needs_graph(*tensors: Tensor | None) -> bool:
@@ -42,6 +66,41 @@ def _needs_graph(*tensors: Tensor | None) -> bool:
 
 def _wide(x: Tensor, parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.to(reference.stats_dtype(x))
+
+
+def _near(x: Tensor) -> Tensor:
+    """``x`` itself on the CPU, where rows are looked at afterwards; elsewhere its rows in range."""
+    # the squares of float16 cannot leave float32
+    if x.is_cpu or x.dtype == torch.float16:
+        return x
+    return (x * formulas.within_range(x)).to(x.dtype)
+
+
+def _in_range(x: Tensor, rstd: Tensor, mean: Tensor | None = None, most: float = math.inf) -> bool:
+    """Whether the fast operations hold for rows on the CPU, from their 1/sigma and mean.
+
+    A row may be too large (its 1/sigma is tiny, 0 or NaN), or so far from zero for its spread that
+    `x * rstd - mean * rstd` has lost its digits.
+
+    Args:
+        x: the input; elsewhere than on the CPU it has been brought into range.
+        rstd: 1/sigma or 1/RMS of each row.
+        mean: of each row, where the operation subtracts it.
+        most: a bound of 1/sigma, which spares multiplying where the mean is small.
+    """
+    if not x.is_cpu or rstd.numel() == 0:
+        return True
+    if not rstd.min().item() > 1 / formulas.limits(x).big:
+        return False
+    if mean is None:
+        return True
+    bound = 1 / (16 * torch.finfo(rstd.dtype).eps)
+    return _within(mean, bound / most) or _within(mean * rstd, bound)
+
+
+def _within(t: Tensor, bound: float) -> bool:
+    low, high = torch.aminmax(t)
+    return -bound < low.item() and high.item() < bound
 
 
 def layer_norm(
@@ -61,20 +120,26 @@ def layer_norm(
     """
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
-        if chosen(x, "layer_norm", eps_mode) == "plain":
-            return reference.plain_layer_norm(x, weight, bias, eps, eps_mode)
-        return _aten_layer_norm(x, weight, bias, eps)
+        y = None
+        if chosen(x, "layer_norm", eps_mode, eps) == "aten":
+            y = _aten_layer_norm(x, weight, bias, eps)
+        return formulas.plain_layer_norm(x, weight, bias, eps, eps_mode) if y is None else y
 
 
-def _aten_layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _aten_layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor | None:
+    """PyTorch's kernel, or None where a row is out of its range."""
     d = x.shape[-1]
     if weight is None:
         # The CPU kernel takes 1.7 times as long without a gain as with one, and a wide gain also
         # makes it keep wide statistics for narrow input.
         weight = torch.ones(d, dtype=reference.stats_dtype(x), device=x.device)
-    if x.dtype in _LOW and x.device.type != "cpu":
-        return functional.layer_norm(x.float(), (d,), weight, bias, eps).to(x.dtype)
-    return functional.layer_norm(x, (d,), weight, bias, eps)
+    if not x.is_cpu:
+        wide = _near(x).to(weight.dtype)
+        return torch.native_layer_norm(wide, (d,), weight, bias, eps)[0].to(x.dtype)
+    y, mean, rstd = torch.native_layer_norm(x, (d,), weight, bias, eps)
+    return y if _in_range(x, rstd, mean, eps**-0.5) else None
 
 
 def rms_norm(
@@ -101,11 +166,16 @@ def rms_norm(
     first = x.shape[-1] if first is None else first
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
-        if chosen(x, "rms_norm", eps_mode) == "plain":
-            return reference.plain_rms_norm(x, weight, bias, eps, first, eps_mode)
-        if _needs_graph(x, weight, bias):
-            return reference.RMSNormFunction.apply(x, weight, bias, eps, first)
-        return reference.rms_norm_and_rstd(x, weight, bias, eps, first)[0]
+        if chosen(x, "rms_norm", eps_mode, eps, first) == "function":
+            near = _near(x)
+            wide, rstd = reference.rms_statistic(near, eps, first)
+            if _in_range(near, rstd):
+                if _needs_graph(x, weight, bias):
+                    return reference.RMSNormFunction.apply(
+                        near, weight, bias, wide, rstd, eps, first
+                    )
+                return reference.scaled_rows(wide, rstd, weight, bias, x.dtype)
+        return formulas.plain_rms_norm(x, weight, bias, eps, first, eps_mode)
 
 
 def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside") -> Tensor:
@@ -122,8 +192,115 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
         ``(..., d)`` in the dtype of ``x``.
     """
     with reference.without_autocast(x):
-        if chosen(x, "ada_norm", eps_mode) == "plain":
-            return reference.plain_ada_norm(x, eps, c, k, eps_mode)
-        if _needs_graph(x):
-            return reference.AdaNormFunction.apply(x, eps, c, k)
-        return reference.ada_norm_and_stats(x, eps, c, k)[0]
+        if chosen(x, "ada_norm", eps_mode, eps) == "function":
+            near = _near(x)
+            stats = reference.ada_statistics(near, eps, c)
+            if _in_range(near, stats[2], stats[1], eps**-0.5):
+                if _needs_graph(x):
+                    return reference.AdaNormFunction.apply(near, *stats, eps, c, k)
+                return reference.ada_output(stats[0], c, k, x.dtype)
+        return formulas.plain_ada_norm(x, eps, c, k, eps_mode)
+
+
+def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
+    """LayerNorm-simple whose mean, deviation or both are constants in the backward.
+
+    Args:
+        x: ``(..., d)``.
+        eps: added to the variance (inside) or to the standard deviation (outside).
+        eps_mode: ``"inside"`` or ``"outside"``.
+        detach: ``"mean"``, ``"std"`` or ``"both"``.
+
+    Returns:
+        ``(..., d)`` in the dtype of ``x``.
+    """
+    with reference.without_autocast(x):
+        return formulas.plain_detach_norm(x, eps, eps_mode, detach)
+
+
+def crms_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
+) -> Tensor:
+    """RMSNorm of rows that sum to zero and whose last feature, minus the others', is not stored.
+
+    Args:
+        x: ``(..., d)``, the first d of d + 1 features.
+        weight: gain ``(d,)`` or None.
+        bias: offset ``(d,)`` or None.
+        eps: added to the mean square of the d + 1 (inside) or to its root (outside).
+        eps_mode: ``"inside"`` or ``"outside"``.
+
+    Returns:
+        ``(..., d)`` in the dtype of ``x``.
+    """
+    with reference.without_autocast(x):
+        weight, bias = _wide(x, weight), _wide(x, bias)
+        return formulas.plain_crms_norm(x, weight, bias, eps, eps_mode)
+
+
+def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """``x / max(length of x, eps) * weight`` over the last axis.
+
+    Args:
+        x: ``(..., d)``.
+        weight: gain ``(1,)`` or ``(d,)``, or None.
+        eps: the least length that is divided by.
+
+    Returns:
+        ``(..., d)`` in the dtype of ``x``.
+    """
+    with reference.without_autocast(x):
+        return formulas.plain_l2_norm(x, _wide(x, weight), eps)
+
+
+def lp_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    constant: float,
+    k: int | None = None,
+) -> Tensor:
+    """``(x - mean) / (constant * statistic + eps)`` over the last axis, with gain and bias.
+
+    Args:
+        x: ``(..., d)``.
+        weight: gain ``(d,)`` or None.
+        bias: offset ``(d,)`` or None.
+        eps: added to the statistic.
+        constant: what the statistic is multiplied by.
+        k: the statistic is the mean of the k largest ``|x - mean|``; of all of them by default.
+
+    Returns:
+        ``(..., d)`` in the dtype of ``x``.
+    """
+    with reference.without_autocast(x):
+        weight, bias = _wide(x, weight), _wide(x, bias)
+        return formulas.plain_lp_norm(x, weight, bias, eps, constant, k)
+
+
+def squash(
+    x: Tensor,
+    alpha: Tensor,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    curve: str,
+) -> Tensor:
+    """An S-shaped curve in place of a norm: ``curve(alpha * x + shift) * weight + bias``.
+
+    Args:
+        x: ``(..., d)``.
+        alpha: slope ``(1,)``.
+        shift: offset of the argument ``(1,)`` or None.
+        weight: gain ``(d,)`` or None.
+        bias: offset ``(d,)`` or None.
+        curve: ``"tanh"`` or ``"erf"``.
+
+    Returns:
+        ``(..., d)`` in the dtype of ``x``.
+    """
+    with reference.without_autocast(x):
+        alpha, shift = alpha.to(reference.stats_dtype(x)), _wide(x, shift)
+        weight, bias = _wide(x, weight), _wide(x, bias)
+        return formulas.plain_squash(x, alpha, shift, weight, bias, curve)

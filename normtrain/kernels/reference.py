@@ -1,79 +1,47 @@
-"""Norms in ATen calls alone: plain formulas, and functions with a backward derived by hand.
+"""Norms in ATen calls, with a backward derived by hand.
 
 Shapes: ``x`` is ``(..., d)``; per-row statistics are ``(..., 1)``; weight and bias are ``(d,)``.
 Everything here expects weight and bias in the statistics dtype (see `stats_dtype`) and returns
-the dtype of ``x``. The plain formulas are what `torch.compile` and double backward see; the
-functions save one activation and one number a row, and are several times faster on a CPU.
+the dtype of ``x``. These functions save one activation and a number or two a row, and are several
+times faster on a CPU than the plain formulas of `normtrain.kernels.formulas`. They get those
+numbers from the caller, who has seen by them that the rows are in range.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from normtrain.kernels.formulas import (
+    plain_ada_norm,
+    plain_rms_norm,
+    stats_dtype,
+    within_range,
+    without_autocast,
+)
+
+__all__ = [
+    "AdaNormFunction",
+    "RMSNormFunction",
+    "ada_output",
+    "ada_statistics",
+    "rms_statistic",
+    "scaled_rows",
+    "stats_dtype",
+    "within_range",
+    "without_autocast",
+]
+
 _layer_norm = torch.ops.aten.native_layer_norm
 _layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 
 
-def stats_dtype(x: Tensor) -> torch.dtype:
-    """The dtype statistics are computed in: float64 for float64 input, float32 otherwise."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Autocast would narrow the products in here or widen results, so it is switched off."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return contextlib.nullcontext()
-
-
-def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is not None:
-        y = y * weight
-    return y if bias is None else y + bias
-
-
-def _inverse(mean_square: Tensor, eps: float, eps_mode: str) -> Tensor:
-    """1/sqrt(m + eps), or 1/(sqrt(m) + eps) with a zero (not infinite) slope at m = 0."""
-    if eps_mode == "inside":
-        return torch.rsqrt(mean_square + eps)
-    zero = mean_square == 0
-    root = torch.where(zero, 1.0, mean_square).sqrt()
-    return 1.0 / (torch.where(zero, 0.0, root) + eps)
-
-
-def plain_layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
-) -> Tensor:
-    """LayerNorm of the last axis: (x - mean) / sqrt(population variance + eps) * weight + bias."""
-    wide = x.to(stats_dtype(x))
-    centred = wide - wide.mean(-1, keepdim=True)
-    scale = _inverse(centred.square().mean(-1, keepdim=True), eps, eps_mode)
-    return _affine(centred * scale, weight, bias).to(x.dtype)
-
-
-def plain_rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    first: int,
-    eps_mode: str = "inside",
-) -> Tensor:
-    """x / sqrt(mean square of the first `first` features + eps) * weight + bias."""
-    wide = x.to(stats_dtype(x))
-    scale = _inverse(wide[..., :first].square().mean(-1, keepdim=True), eps, eps_mode)
-    return _affine(wide * scale, weight, bias).to(x.dtype)
-
-
-def plain_ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside") -> Tensor:
-    """AdaNorm: c * (1 - k * y) * y with y = LayerNorm-simple(x) and the factor held constant."""
-    y = plain_layer_norm(x.to(stats_dtype(x)), None, None, eps, eps_mode)
-    return (c * (1.0 - k * y.detach()) * y).to(x.dtype)
+def _batched(grad: Tensor) -> bool:
+    """Whether many gradients are pulled back at once, as `torch.autograd.functional` can."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
 
 
 def _sum_to_row(t: Tensor) -> Tensor:
@@ -81,19 +49,27 @@ def _sum_to_row(t: Tensor) -> Tensor:
     return t.reshape(-1, t.shape[-1]).sum(0)
 
 
-def rms_norm_and_rstd(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, first: int
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm or pRMSNorm in few passes, and the 1/RMS of each row; not differentiable."""
+def rms_statistic(x: Tensor, eps: float, first: int) -> tuple[Tensor, Tensor]:
+    """``x`` in the statistics dtype, and the 1/RMS of each row; neither is differentiable."""
+    x = x.detach()
     wide = x.to(stats_dtype(x))
     norm = torch.linalg.vector_norm(wide[..., :first], dim=-1, keepdim=True)
-    rstd = norm.square_().div_(first).add_(eps).rsqrt_()
-    y = wide * rstd if wide is x else wide.mul_(rstd)
+    return wide, norm.square_().div_(first).add_(eps).rsqrt_()
+
+
+def scaled_rows(
+    wide: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """``wide * rstd * weight + bias`` in `dtype`, in few passes; not differentiable.
+
+    Writes over `wide` where its dtype is not `dtype`, since it is a copy then.
+    """
+    y = wide * rstd if wide.dtype == dtype else wide.mul_(rstd)
     if weight is not None:
         y.mul_(weight)
     if bias is not None:
         y.add_(bias)
-    return y.to(x.dtype), rstd
+    return y.to(dtype)
 
 
 class RMSNormFunction(torch.autograd.Function):
@@ -105,13 +81,19 @@ class RMSNormFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, first: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        wide: Tensor,
+        rstd: Tensor,
+        eps: float,
+        first: int,
     ) -> Tensor:
-        """Normalise ``x``; weight and bias come in the statistics dtype."""
-        y, rstd = rms_norm_and_rstd(x, weight, bias, eps, first)
+        """Normalise ``x`` by its `rms_statistic`; weight and bias in the statistics dtype."""
         ctx.save_for_backward(x, weight, bias, rstd)
         ctx.eps, ctx.first = eps, first
-        return y
+        return scaled_rows(wide, rstd, weight, bias, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,8 +101,8 @@ class RMSNormFunction(torch.autograd.Function):
         x, weight, bias, rstd = ctx.saved_tensors
         needs = list(ctx.needs_input_grad[:3])
         with without_autocast(x):
-            if torch.is_grad_enabled():
-                grads = _rms_backward_plain(grad, x, weight, ctx.eps, ctx.first, needs)
+            if torch.is_grad_enabled() or _batched(grad):
+                grads = _rms_backward_plain(grad, (x, weight, bias), ctx.eps, ctx.first, needs)
             else:
                 wide = grad.to(rstd.dtype), x.to(rstd.dtype)
                 if ctx.first == x.shape[-1]:
@@ -128,26 +110,32 @@ class RMSNormFunction(torch.autograd.Function):
                 else:
                     grads = _partial_rms_backward(*wide, weight, rstd, ctx.first, needs)
         dx, dw, db = grads
-        return None if dx is None else dx.to(x.dtype), dw, db, None, None
+        return None if dx is None else dx.to(x.dtype), dw, db, None, None, None, None
 
 
 _Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def _rms_backward_plain(
-    grad: Tensor, x: Tensor, weight: Tensor | None, eps: float, first: int, needs: list[bool]
+    grad: Tensor,
+    saved: tuple[Tensor, Tensor | None, Tensor | None],
+    eps: float,
+    first: int,
+    needs: list[bool],
 ) -> _Grads:
-    """(dx, dw, db) from x itself, so that it can be differentiated once more."""
-    wide = stats_dtype(x)
-    x, grad = x.to(wide), grad.to(wide)
-    head = x[..., :first]
-    rstd = torch.rsqrt(head.square().mean(-1, keepdim=True) + eps)
-    u = grad if weight is None else grad * weight
-    pull = rstd.pow(3) * (u * x).sum(-1, keepdim=True) / first
-    dx = u * rstd
-    dx = torch.cat((dx[..., :first] - head * pull, dx[..., first:]), dim=-1)
-    dw = _sum_to_row(grad * x * rstd) if needs[1] else None
-    return dx, dw, _sum_to_row(grad) if needs[2] else None
+    """(dx, dw, db) of the plain formula, which can be differentiated once more."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Views end the way back here: a weight may itself have been made from x.
+        x, weight, bias = (None if t is None else t.view_as(t) for t in saved)
+        assert x is not None
+        y = plain_rms_norm(x, weight, bias, eps, first)
+        wanted = [
+            t for t, need in zip((x, weight, bias), needs, strict=True) if need and t is not None
+        ]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
+    dx, dw, db = (next(found) if need else None for need in needs)
+    return dx, dw, db
 
 
 def _rms_backward(
@@ -202,22 +190,32 @@ class AdaNormFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, eps: float, c: float, k: float) -> Tensor:
-        """Normalise ``x``; c must not be 0."""
-        z, mean, rstd = ada_norm_and_stats(x, eps, c, k)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        scaled: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+        eps: float,
+        c: float,
+        k: float,
+    ) -> Tensor:
+        """The output for ``x`` and its `ada_statistics`."""
         ctx.save_for_backward(x, mean, rstd)
         ctx.eps, ctx.c, ctx.k = eps, c, k
-        return z
+        return ada_output(scaled, c, k, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of x; differentiable when a graph of it is asked for."""
         x, mean, rstd = ctx.saved_tensors
         with without_autocast(x):
-            if torch.is_grad_enabled():
-                z = plain_ada_norm(x, ctx.eps, ctx.c, ctx.k)
-                (dx,) = torch.autograd.grad(z, x, grad, create_graph=True)
-                return dx, None, None, None
+            graph = torch.is_grad_enabled()
+            if graph or _batched(grad):
+                with torch.enable_grad():
+                    z = plain_ada_norm(x, ctx.eps, ctx.c, ctx.k)
+                    (dx,) = torch.autograd.grad(z, x, grad, create_graph=graph)
+                return dx, None, None, None, None, None, None
             wide = x.to(rstd.dtype)
             # phi = c * (1 - k * (x - mean) * r): an offset and a slope a row, applied to x
             slope = rstd * (-ctx.c * ctx.k)
@@ -225,13 +223,18 @@ class AdaNormFunction(torch.autograd.Function):
             inner = torch.addcmul(offset, wide, slope).mul_(grad)
             mask, d = [True, False, False], x.shape[-1]
             dx = _layer_norm_backward(inner, wide, [d], mean, rstd, None, None, mask)[0]
-        return dx.to(x.dtype), None, None, None
+        return dx.to(x.dtype), None, None, None, None, None, None
 
 
-def ada_norm_and_stats(x: Tensor, eps: float, c: float, k: float) -> tuple[Tensor, Tensor, Tensor]:
-    """AdaNorm, and the mean and 1/sigma of each row; not differentiable; c must not be 0."""
-    d = x.shape[-1]
+def ada_statistics(x: Tensor, eps: float, c: float) -> tuple[Tensor, Tensor, Tensor]:
+    """c * LayerNorm-simple(x), and the mean and 1/sigma of each row; not differentiable."""
+    x, d = x.detach(), x.shape[-1]
     wide = x.to(stats_dtype(x))
     # The kernel is faster with a gain than without one, and c rides along for nothing.
     scaled, mean, rstd = _layer_norm(wide, [d], wide.new_full((d,), c), None, eps)
-    return torch.addcmul(scaled, scaled, scaled, value=-k / c).to(x.dtype), mean, rstd
+    return scaled, mean, rstd
+
+
+def ada_output(scaled: Tensor, c: float, k: float, dtype: torch.dtype) -> Tensor:
+    """AdaNorm from c * y: c * (1 - k * y) * y; not differentiable; c must not be 0."""
+    return torch.addcmul(scaled, scaled, scaled, value=-k / c).to(dtype)

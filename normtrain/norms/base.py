@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,28 +29,54 @@ def positive(name: str, value: float) -> float:
     return float(value)
 
 
+def number(name: str, value: float) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        UserError: it is not a finite number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, not {value!r}")
+    return float(value)
+
+
+def one_of(name: str, value: str, known: Sequence[str]) -> str:
+    """Return `value` if it is among the known words.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in known:
+        words = ", ".join(map(repr, known[:-1]))
+        raise UserError(f"{name} must be {words} or {known[-1]!r}, not {value!r}")
+    return value
+
+
 class NormBase(nn.Module):
     """A normalizer of the last axis: ``(..., dim)`` to the same shape and dtype.
 
     Args:
         dim: size of the last axis, at least 1.
-        eps: what keeps a row of zeros finite, above 0.
-        eps_mode: ``"inside"`` adds eps under the square root, ``"outside"`` to the root.
+        eps: what keeps a row of zeros finite, above 0; None for a norm that needs none.
+        eps_mode: ``"inside"`` adds eps under the square root, ``"outside"`` to the root; None for
+            a norm without such a root.
 
     Raises:
         UserError: dim, eps or eps_mode is out of range.
     """
 
+    eps: float
+    eps_mode: str
     weight: nn.Parameter | None
     bias: nn.Parameter | None
 
-    def __init__(self, dim: int, eps: float = 1e-5, eps_mode: str = "inside") -> None:
+    def __init__(self, dim: int, eps: float | None = None, eps_mode: str | None = None) -> None:
         super().__init__()
-        if eps_mode not in EPS_MODES:
-            raise UserError(f"eps_mode must be 'inside' or 'outside', not {eps_mode!r}")
         self.dim = checked_dim(dim)
-        self.eps = positive("eps", eps)
-        self.eps_mode = eps_mode
+        if eps is not None:
+            self.eps = positive("eps", eps)
+        if eps_mode is not None:
+            self.eps_mode = one_of("eps_mode", eps_mode, EPS_MODES)
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
 

@@ -12,6 +12,10 @@ from normtrain.norms.registry import checked_dim, register_norm
 class NoNorm(nn.Module):
     """The input as it came.
 
+    The ablation without normalization. Deep models rarely train without: in the comparison of Xu et
+    al. 12 layers diverge on En-De and lose 2.8 BLEU on En-Vi against LayerNorm. Also what an
+    optional norm (of embeddings, of queries and keys) is set to where there is none.
+
     Args:
         dim: size of the last axis, recorded only.
         device: accepted for symmetry; there are no parameters.

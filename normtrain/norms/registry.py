@@ -7,7 +7,7 @@ import inspect
 import re
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ _F = TypeVar("_F", bound=Factory)
 ENTRY_POINTS = "normtrain.norms"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _PLACES = ("device", "dtype")
+INVARIANCES = ("scale", "shift")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class NormInfo:
         options: each option with its default (None where there is none).
         source: the paper.
         description: the whole docstring.
+        invariances: which changes of a row leave the output alone as eps vanishes: ``"scale"``, a
+            positive factor, and ``"shift"``, one number added to every feature.
     """
 
     name: str
@@ -45,6 +48,7 @@ class NormInfo:
     options: dict[str, Option | None]
     source: str
     description: str
+    invariances: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ def _option_types(factory: Factory, names: list[str], defaults: Mapping[str, Any
     return types
 
 
-def _describe(name: str, factory: Factory, texts: Mapping[str, str]) -> Entry:
+def _describe(
+    name: str, factory: Factory, texts: Mapping[str, str], invariances: tuple[str, ...]
+) -> Entry:
     parameters = list(inspect.signature(factory).parameters.values())
     if not parameters or parameters[0].kind is inspect.Parameter.VAR_KEYWORD:
         raise UserError(f"norm {name!r} must take the size of the last axis as its first argument")
@@ -114,6 +120,7 @@ def _describe(name: str, factory: Factory, texts: Mapping[str, str]) -> Entry:
         options=defaults,
         source=texts["source"],
         description=description,
+        invariances=invariances,
     )
     types = _option_types(factory, list(defaults), defaults)
     return Entry(info, factory, types, frozenset(rest) & frozenset(_PLACES))
@@ -126,6 +133,7 @@ def register_norm(
     parameters: str = "",
     source: str = "",
     summary: str = "",
+    invariances: Iterable[str] = (),
 ) -> Callable[[_F], _F]:
     """Make a norm known by name.
 
@@ -138,20 +146,29 @@ def register_norm(
         parameters: the learned parameters, in words.
         source: the paper.
         summary: one line; the docstring's first by default.
+        invariances: of ``"scale"`` (f(c * x) = f(x) for c > 0 as eps vanishes) and ``"shift"``
+            (f(x + c) = f(x)), those that hold; conversions between norms rely on them.
 
     Returns:
         The decorator, which returns what it was given.
 
     Raises:
-        UserError: the name is not one, or is taken.
+        UserError: the name is not one or is taken, or an invariance is unknown.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(f"a norm's name is letters, digits, '-' and '_', not {name!r}")
+    unknown = set(invariances) - set(INVARIANCES)
+    if isinstance(invariances, str) or unknown:
+        raise UserError(
+            f"the invariances of norm {name!r} are a list out of 'scale' and 'shift', "
+            f"not {invariances!r}"
+        )
+    holds = tuple(known for known in INVARIANCES if known in invariances)
     texts = {"formula": formula, "parameters": parameters, "source": source, "summary": summary}
 
     def decorate(factory: _F) -> _F:
         _refuse_clash(name, factory)
-        _entries[name_key(name)] = _describe(name.lower().replace("_", "-"), factory, texts)
+        _entries[name_key(name)] = _describe(name.lower().replace("_", "-"), factory, texts, holds)
         return factory
 
     return decorate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from normtrain import kernels
 from normtrain.errors import UserError
@@ -13,25 +13,40 @@ from normtrain.norms.base import NormBase, positive
 from normtrain.norms.registry import register_norm
 
 _SOURCE = "Zhang, Sennrich 2019, Root Mean Square Layer Normalization, arXiv:1910.07467"
+_JIANG = "Jiang et al. 2023, Pre-RMSNorm and Pre-CRMSNorm Transformers, arXiv:2305.14858"
+_NGUYEN = "Nguyen, Salazar 2019, Transformers without Tears, arXiv:1910.05895"
 
 
 @register_norm(
     "rmsnorm",
     formula="x / sqrt(mean(x^2) + eps) * weight",
-    parameters="weight (bias=true adds one)",
+    parameters="weight (affine=false drops it, bias=true adds a bias)",
     source=_SOURCE,
+    invariances=("scale",),
 )
 class RMSNorm(NormBase):
     """Root mean square normalization: scaled but not centred.
 
-    Parameters are named and initialised as in `torch.nn.RMSNorm`; eps is a number here, where
-    torch's default depends on the dtype.
+    LayerNorm without the mean: every row is divided by its root mean square, which costs one pass
+    over it less. On rows that are centred already the two are equal. Use it wherever LayerNorm is
+    used; the paper finds the same quality in less time. Parameters are named and initialised as in
+    `torch.nn.RMSNorm`, so state dicts load either way.
+
+    Published defaults: a gain that starts at 1, no bias. eps is 1e-8 in the authors' PyTorch and
+    TensorFlow code, 1e-5 in their Theano code (as here) and 1e-6 in that for CIFAR-10.
+
+    Departures: the authors' PyTorch code adds eps to the root, their TensorFlow and Theano code
+    under it, as here; ``eps_mode="outside"`` is the former. It computes in the input's dtype, where
+    a float16 row of zeros gives NaN; statistics are float32 here. Their layer for CIFAR-10 takes
+    the mean square over the pixels of each channel, which is another norm. `torch.nn.RMSNorm`
+    takes its eps from the dtype unless told; here it is always a number.
 
     Args:
         dim: size of the last axis.
         eps: added to the mean square (``eps_mode="inside"``) or to its root (``"outside"``,
             as in the authors' PyTorch code).
         bias: whether there is a learned bias.
+        affine: whether there is a learned gain.
         eps_mode: ``"inside"`` or ``"outside"``.
         device: where the parameters live.
         dtype: the parameters' dtype.
@@ -46,12 +61,14 @@ class RMSNorm(NormBase):
         *,
         eps: float = 1e-5,
         bias: bool = False,
+        affine: bool = True,
         eps_mode: str = "inside",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, eps, eps_mode)
-        self.add_parameters(weight=True, bias=bias, device=device, dtype=dtype)
+        self.affine = affine
+        self.add_parameters(weight=affine, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., dim)``; same shape and dtype."""
@@ -74,10 +91,23 @@ def share(p: float, dim: int) -> int:
     "prmsnorm",
     formula="x / sqrt(mean(x[:k]^2) + eps) * weight, k = max(1, ceil(p * dim))",
     parameters="weight",
-    source=_SOURCE + ", section 4",
+    source=_SOURCE,
+    invariances=("scale",),
 )
 class PRMSNorm(NormBase):
     """Partial RMSNorm: the root mean square of the first ``p * dim`` features scales all of them.
+
+    A cheaper and noisier estimate of the same statistic, meant for features that are alike. Only
+    those first features carry the statistic's gradient. With a few features the estimate can make
+    gradients explode; with ``p=1`` it is ``rmsnorm`` exactly.
+
+    Published defaults: p = 0.0625 on translation and reading, 0.125 on CIFAR-10; a gain that starts
+    at 1.
+
+    Departures: the paper takes ceil(p * dim) features, as here, the authors' code floors the
+    product and divides by zero where that leaves none (dim 8 with p = 0.0625); here at least one
+    feature is taken. Their code switches to plain RMSNorm for a p outside of 0 to 1, without a
+    word; here it is an error. eps and dtypes as for ``rmsnorm``.
 
     Args:
         dim: size of the last axis.
@@ -112,3 +142,158 @@ class PRMSNorm(NormBase):
         """Normalise ``(..., dim)``; same shape and dtype."""
         self.check(x)
         return kernels.rms_norm(x, self.weight, None, self.eps, self.eps_mode, first=self.k)
+
+
+@register_norm(
+    "crmsnorm",
+    formula="x / sqrt((sum(x^2) + sum(x)^2) / (dim + 1) + eps) * weight",
+    parameters="weight (affine=false drops it, bias=true adds a bias)",
+    source=_JIANG,
+    invariances=("scale",),
+)
+class CRMSNorm(NormBase):
+    """Compressed RMSNorm: the RMSNorm of dim + 1 features that sum to zero, one of them implied.
+
+    A row whose features sum to zero is known from all but the last, minus the sum of the others.
+    The dim stored features come out as the first dim of LayerNorm on the whole row. It is what a
+    Pre-LN Transformer becomes when its stream loses the feature that recentring made superfluous,
+    so use it for converted models. Trained directly it is the same model in other parameters.
+
+    Published defaults: no gain and no bias (folded into the next layer), eps 1e-5 in PyTorch and
+    1e-6 in JAX, inside the root. Here the gain is on unless ``affine=false``.
+
+    Departures: the authors' PyTorch module inherits a weight and a bias from LayerNorm and ignores
+    both; here they act. Their benchmarks also time the operation at the width of the whole row
+    ("pre-crms-same-dim"), which is not equivalent to anything; here dim is the stored width.
+
+    Args:
+        dim: how many features are stored, one fewer than the row stands for.
+        eps: added to the mean square (``eps_mode="inside"``) or to its root (``"outside"``).
+        eps_mode: ``"inside"`` or ``"outside"``.
+        affine: whether there is a learned gain.
+        bias: whether there is a learned bias.
+        device: where the parameters live.
+        dtype: the parameters' dtype.
+
+    Raises:
+        UserError: dim, eps or eps_mode is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-5,
+        eps_mode: str = "inside",
+        affine: bool = True,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, eps, eps_mode)
+        self.affine = affine
+        self.add_parameters(weight=affine, bias=bias, device=device, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., dim)``; same shape and dtype."""
+        self.check(x)
+        return kernels.crms_norm(x, self.weight, self.bias, self.eps, self.eps_mode)
+
+
+@register_norm(
+    "scalenorm",
+    formula="x / max(|x|, eps) * weight, |x| the Euclidean length",
+    parameters="weight (one scalar, sqrt(dim) at the start)",
+    source=_NGUYEN,
+    invariances=("scale",),
+)
+class ScaleNorm(NormBase):
+    """Every row brought to one learned length.
+
+    RMSNorm with a single gain, weight / sqrt(dim), for all features: fewer parameters and one
+    multiplication less. The authors use it before each sublayer of translation models trained on
+    little data, together with ``fixnorm`` on the embeddings.
+
+    Published defaults: weight sqrt(dim) at the start, eps 1e-5 as the least length.
+
+    Departures: the authors' code computes the length in the input's dtype; here it is float32. The
+    paper's variant with the weight fixed at sqrt(d) is not in their code; here it is
+    ``requires_grad_(False)`` on the weight.
+
+    Args:
+        dim: size of the last axis.
+        eps: the least length that is divided by.
+        device: where the parameter lives.
+        dtype: the parameter's dtype.
+
+    Raises:
+        UserError: dim or eps is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, eps)
+        self.weight = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set ``weight`` to the square root of dim."""
+        assert self.weight is not None
+        nn.init.constant_(self.weight, math.sqrt(self.dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., dim)``; same shape and dtype."""
+        self.check(x)
+        return kernels.l2_norm(x, self.weight, self.eps)
+
+
+@register_norm(
+    "fixnorm",
+    formula="x / max(|x|, eps), |x| the Euclidean length",
+    parameters="none",
+    source=_NGUYEN,
+    invariances=("scale",),
+)
+class FixNorm(NormBase):
+    """Every row brought to length 1, for word embeddings.
+
+    A model applies it to the embedding vectors, before it multiplies them by sqrt(d_model), and
+    to the rows of the output matrix that shares the embedding's weights. Then no word is favoured
+    for the length of its vector. As a norm between sublayers it leaves features of size
+    1 / sqrt(dim); that is what ``scalenorm`` is for.
+
+    Published defaults: unit length; the embeddings start uniform in (-0.01, 0.01).
+
+    Departures: the authors' least length is 1e-12, that of torch.nn.functional.normalize; here
+    eps is 1e-5 unless set, because the gradient of a row of zeros is the upstream one over eps.
+
+    Args:
+        dim: size of the last axis.
+        eps: the least length that is divided by.
+        device: accepted for symmetry; there are no parameters.
+        dtype: accepted for symmetry; there are no parameters.
+
+    Raises:
+        UserError: dim or eps is out of range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(..., dim)``; same shape and dtype."""
+        self.check(x)
+        return kernels.l2_norm(x, None, self.eps)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from normtrain import kernels
-from normtrain.kernels import reference
+from normtrain.kernels import formulas, reference
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -35,8 +35,9 @@ def test_rms_backward(
     upstream = torch.randn(2, 4, 9, dtype=torch.float64)
     x, gain, offset = leaves
     assert x is not None
-    fast = reference.RMSNormFunction.apply(x, gain, offset, 1e-3, first)
-    plain = reference.plain_rms_norm(x, gain, offset, 1e-3, first)
+    stats = reference.rms_statistic(x, 1e-3, first)
+    fast = reference.RMSNormFunction.apply(x, gain, offset, *stats, 1e-3, first)
+    plain = formulas.plain_rms_norm(x, gain, offset, 1e-3, first)
     torch.testing.assert_close(fast, plain)
     wanted = _gradients(plain, leaves, upstream)
     # asked for a graph of the gradient, the backward takes another way to the same numbers
@@ -58,8 +59,9 @@ def test_only_what_is_asked_for_is_computed(frozen: int, first: int) -> None:
 @pytest.mark.parametrize(("c", "k"), [(1.0, 0.1), (2.0, 0.4), (0.5, 0.0)])
 def test_ada_backward(c: float, k: float) -> None:
     x, upstream = _leaf(2, 4, 9), torch.randn(2, 4, 9, dtype=torch.float64)
-    fast = reference.AdaNormFunction.apply(x, 1e-3, c, k)
-    plain = reference.plain_ada_norm(x, 1e-3, c, k)
+    stats = reference.ada_statistics(x, 1e-3, c)
+    fast = reference.AdaNormFunction.apply(x, *stats, 1e-3, c, k)
+    plain = formulas.plain_ada_norm(x, 1e-3, c, k)
     torch.testing.assert_close(fast, plain)
     (wanted,) = _gradients(plain, [x], upstream)
     for graph in (True, False):
@@ -72,7 +74,7 @@ def test_plain_layer_norm_is_torchs(mode: str) -> None:
     eps = 1e-3 if mode == "inside" else 1e-12
     expected = torch.nn.functional.layer_norm(x, (9,), weight, bias, eps)
     torch.testing.assert_close(
-        reference.plain_layer_norm(x, weight, bias, eps, mode), expected, rtol=1e-7, atol=1e-9
+        formulas.plain_layer_norm(x, weight, bias, eps, mode), expected, rtol=1e-7, atol=1e-9
     )
 
 
@@ -135,3 +137,44 @@ def test_the_choice_is_named() -> None:
     assert kernels.chosen(x, "rms_norm") == "function"
     assert kernels.chosen(x, "ada_norm") == "function"
     assert kernels.chosen(x, "layer_norm", "outside") == "plain"
+    for op in ("detach_norm", "crms_norm", "l2_norm", "lp_norm", "squash"):
+        assert kernels.chosen(x, op) == "plain"
+
+
+def test_ordinary_rows_take_the_fast_way_and_others_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By what is called: results alone could not tell."""
+    taken: list[str] = []
+
+    def count(name: str) -> None:
+        formula = getattr(formulas, name)
+
+        def counted(*args: object) -> Tensor:
+            taken.append(name)
+            return formula(*args)
+
+        monkeypatch.setattr(formulas, name, counted)
+
+    for name in ("plain_layer_norm", "plain_rms_norm", "plain_ada_norm"):
+        count(name)
+    far = 1e7 + torch.tensor([[0.0, 1.0, 0.0, 3.0]])  # x * rstd - mean * rstd would be noise
+    large, ordinary = torch.tensor([[1e12, 1.0, 0.0, 2.0]]), torch.randn(3, 4) * 1e3 + 1e4
+    for x, want in ((ordinary, 0), (large, 1), (far, 1), (torch.zeros(0, 4), 0)):
+        for name, call in (
+            ("plain_layer_norm", lambda x: kernels.layer_norm(x, None, None, 1e-5)),
+            ("plain_ada_norm", lambda x: kernels.ada_norm(x, 1e-5, 1.0, 0.1)),
+            ("plain_rms_norm", lambda x: kernels.rms_norm(x, None, None, 1e-5)),
+        ):
+            taken.clear()
+            y = call(x)
+            assert y.shape == x.shape
+            # the formula of AdaNorm calls LayerNorm's
+            expected = want if name != "plain_rms_norm" or x is not far else 0
+            assert taken.count(name) == expected, (name, x)
+
+
+def test_a_row_far_from_zero_keeps_its_digits() -> None:
+    x = 1e7 + torch.tensor([[0.0, 1.0, 0.0, 3.0]])
+    wanted = torch.nn.functional.layer_norm(x.double(), (4,)).float()
+    torch.testing.assert_close(kernels.layer_norm(x, None, None, 1e-5), wanted)

@@ -13,10 +13,41 @@ import torch
 from torch import nn
 
 from normtrain.errors import UserError
-from normtrain.norms import NormSpec, build_norm, norm_info, norm_names, register_norm, registry
+from normtrain.norms import (
+    Derf,
+    DyT,
+    NormSpec,
+    build_norm,
+    norm_info,
+    norm_names,
+    register_norm,
+    registry,
+)
 from normtrain.norms.rms import share
 
-NAMES = ["adanorm", "layernorm", "layernorm-simple", "none", "prmsnorm", "rmsnorm"]
+NAMES = [
+    "adanorm",
+    "crmsnorm",
+    "derf",
+    "detachnorm",
+    "dyt",
+    "fixnorm",
+    "l1norm",
+    "layernorm",
+    "layernorm-simple",
+    "linfnorm",
+    "none",
+    "prmsnorm",
+    "rmsnorm",
+    "scalenorm",
+    "topknorm",
+]
+INVARIANCES = {
+    **dict.fromkeys(["layernorm", "layernorm-simple", "detachnorm", "adanorm"], ("scale", "shift")),
+    **dict.fromkeys(["l1norm", "linfnorm", "topknorm"], ("scale", "shift")),
+    **dict.fromkeys(["rmsnorm", "prmsnorm", "crmsnorm", "scalenorm", "fixnorm"], ("scale",)),
+    **dict.fromkeys(["dyt", "derf", "none"], ()),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +86,14 @@ def test_case_and_dashes_do_not_count(name: str) -> None:
         ("layernorm:bias=False", "layernorm:bias=false"),
         ("layernorm:bias=1", "layernorm"),
         ("rmsnorm:eps-mode=outside,bias=yes", "rmsnorm:bias=true,eps_mode=outside"),
+        ("Detach_Norm:detach=std", "detachnorm:detach=std"),
+        ("detachnorm:detach=both", "detachnorm"),
+        ("crmsnorm:bias=true,affine=no", "crmsnorm:affine=false,bias=true"),
+        ("Top-K-Norm:k=3", "topknorm:k=3"),
+        ("topknorm:k=99", "topknorm:k=99"),  # as it was asked for, though 16 is all there are
+        ("L_inf_norm:eps=0.1", "linfnorm:eps=0.1"),
+        ("DyT:alpha-init=0.2", "dyt:alpha_init=0.2"),
+        ("derf:shift_init=-1,bias=false", "derf:bias=false,shift_init=-1.0"),
     ],
 )
 def test_spec_strings_there_and_back(text: str, canonical: str) -> None:
@@ -103,6 +142,13 @@ def test_options_reach_the_module() -> None:
         ("rmsnorm:eps_mode=both", ["inside", "outside", "both"]),
         ("adanorm:C=0", ["C must be above 0"]),
         ("adanorm:k=-1", ["k must be"]),
+        ("detachnorm:detach=sigma", ["'both', 'mean' or 'std'", "sigma"]),
+        ("topknorm:k=0", ["k must be a whole number of at least 1"]),
+        ("topknorm:k=2.5", ["a whole number", "2.5"]),
+        ("l1norm:eps_mode=outside", ["option of l1norm", "eps"]),
+        ("scalenorm:eps=0", ["eps must be above 0"]),
+        ("dyt:eps=1", ["option of dyt", "alpha_init"]),
+        ("derf:alpha_init=inf", ["a number", "inf"]),
     ],
 )
 def test_mistakes_are_told_in_one_line(text: str, words: list[str]) -> None:
@@ -167,6 +213,42 @@ def test_info_says_what_it_is(name: str) -> None:
         have = getattr(built, option)
         assert (have is not None if option == "bias" else have) == default
         assert option in info.description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_of_a_norm(name: str) -> None:
+    """What `norms show` prints is the docstring: sections, defaults and departures."""
+    description = norm_info(name).description
+    assert "Published defaults:" in description or name == "none"
+    assert "\nDepartures: " in description or name == "none"
+    assert "\nArgs:\n" in description
+    assert "\nRaises:\n" in description
+    assert max(map(len, description.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_invariances_are_told_and_true(name: str) -> None:
+    info = norm_info(name)
+    assert info.invariances == INVARIANCES[name]
+    eps = {"eps": 1e-30} if "eps" in info.options else {}
+    norm = build_norm(name, 8, dtype=torch.float64, **eps)
+    x = torch.randn(4, 8, dtype=torch.float64)
+    y = norm(x)
+    assert torch.allclose(norm(3 * x), y) == ("scale" in info.invariances)
+    assert torch.allclose(norm(x + 3), y) == ("shift" in info.invariances)
+
+
+@pytest.mark.parametrize("wrong", ["scale", ["scale", "rotation"]])
+def test_invariances_that_are_none(wrong: Any) -> None:
+    with pytest.raises(UserError, match="'scale' and 'shift'"):
+        register_norm("odd", invariances=wrong)
+
+
+def test_numbers_that_a_constructor_refuses() -> None:
+    with pytest.raises(UserError, match="alpha_init must be a finite number"):
+        DyT(8, alpha_init=float("nan"))
+    with pytest.raises(UserError, match="shift_init must be a finite number"):
+        Derf(8, shift_init=True)
 
 
 def test_info_of_an_unknown_norm() -> None:
