@@ -208,14 +208,18 @@ def check_norms(recipe: Recipe) -> Recipe:
         UserError: an unknown norm, or options it does not take.
     """
     model = recipe.model
+    stream = model.d_stream or model.d_model
     rules = [
-        [glob, _canonical_norm(spec, model.d_model, f"model.norm_rules {glob!r}")]
+        [glob, _canonical_norm(spec, stream, f"model.norm_rules {glob!r}")]
         for glob, spec in model.norm_rules
     ]
     changes = {
-        "model.norm": _canonical_norm(model.norm, model.d_model, "model.norm"),
+        "model.norm": _canonical_norm(model.norm, stream, "model.norm"),
         "model.qk_norm": _canonical_norm(
             model.qk_norm, model.d_model // model.heads, "model.qk_norm"
+        ),
+        "model.embedding_norm": _canonical_norm(
+            model.embedding_norm, stream, "model.embedding_norm"
         ),
         "model.norm_rules": rules,
     }

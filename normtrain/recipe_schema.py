@@ -59,13 +59,23 @@ class DataRecipe(Section):
 class ModelRecipe(Section):
     """The model. ``norm`` is the default for every place, ``norm_rules`` (last match wins) are the
     exceptions; ``word_dropout`` replaces source tokens by UNK in training; ``tie``: which of the
-    source, target and output embeddings are one matrix."""
+    source, target and output embeddings are one matrix; ``embedding_norm``: the norm of embedding
+    vectors before their scale √d_model, and of the rows of an output matrix tied to them
+    (fixnorm); ``zero_mean`` recentres the features of the embeddings, or of all that enters the
+    residual stream, which makes RMSNorm train as LayerNorm does; ``d_stream``: width of that
+    stream, embeddings and norms (null: d_model, which stays the width of attention);
+    ``head_bias``: the logits have a bias."""
 
     norm: Text = "rmsnorm"
     norm_rules: Rules = ()
     placement: Literal["pre", "post", "sandwich"] = "pre"
     qk_norm: Text = "none"
+    embedding_norm: Text = "none"
+    zero_mean: Literal["none", "embeddings", "stream"] = "none"
     d_model: Count = 256
+    d_stream: Annotated[
+        int | None, Strict(), Field(ge=1), Wanted("a whole number of 1 or more, or null")
+    ] = None
     heads: Count = 4
     encoder_layers: Count = 3
     decoder_layers: Count = 3
@@ -77,8 +87,9 @@ class ModelRecipe(Section):
     word_dropout: Fraction = 0.0
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_positions: Count = 1024
-    tie: Literal["all", "decoder", "none"] = "all"
+    tie: Literal["all", "decoder", "embeddings", "none"] = "all"
     bias: Flag = True
+    head_bias: Flag = False
 
 
 class OptimRecipe(Section):
@@ -162,6 +173,11 @@ def _contradictions(recipe: Recipe) -> Iterator[str]:
     data, model, optim, train = recipe.data, recipe.model, recipe.optim, recipe.train
     if model.d_model % model.heads:
         yield f"model.d_model ({model.d_model}) must be a multiple of model.heads ({model.heads})"
+    if model.placement == "post" and model.zero_mean != "none":
+        yield (
+            f"model.zero_mean ({model.zero_mean}) needs model.placement pre or sandwich; a "
+            "post-norm stream has no mean to keep at 0"
+        )
     if optim.warmup_steps >= train.max_steps:
         yield (
             f"optim.warmup_steps ({optim.warmup_steps}) must be below train.max_steps "

@@ -59,6 +59,15 @@ def test_file_name_becomes_a_usable_name(tmp_path: Path) -> None:
         ("model: {norm: null}", ["model.norm is null", "text"]),
         ("model: {norm_rules: [[a]]}", ["model.norm_rules", "[module-name pattern, norm] pairs"]),
         ("model: {norm_rules: [a]}", ["model.norm_rules", "[module-name pattern, norm] pairs"]),
+        ("model: {zero_mean: streams}", ["model.zero_mean", "none, embeddings, stream"]),
+        ("model: {d_stream: 0}", ["model.d_stream is 0", "1 or more, or null"]),
+        ("model: {d_stream: 1.5}", ["model.d_stream is 1.5", "whole number"]),
+        ("model: {head_bias: 1}", ["model.head_bias is 1", "true or false"]),
+        ("model: {embedding_norm: null}", ["model.embedding_norm is null", "text"]),
+        (
+            "model: {placement: post, zero_mean: stream}",
+            ["model.zero_mean (stream) needs model.placement pre or sandwich"],
+        ),
         ("optim: {lr: 0}", ["optim.lr is 0", "above 0"]),
         ("optim: {lr: .inf}", ["optim.lr is inf", "above 0"]),
         ("optim: {betas: [0.9]}", ["optim.betas is too short", "two numbers"]),
@@ -211,6 +220,7 @@ def test_a_data_folder_is_found_from_anywhere(
         ({"norm_at": ["enc*=nope"]}, r"model.norm_rules 'enc\*': unknown norm 'nope'"),
         ({"norm_at": ["enc*"]}, "PATTERN=NORM"),
         ({"overrides": ["model.qk_norm=nope"]}, "model.qk_norm: unknown norm"),
+        ({"overrides": ["model.embedding_norm=nope"]}, "model.embedding_norm: unknown norm"),
         ({"norm": "rmsnorm", "overrides": ["model.norm=none"]}, "model.norm is given by its own"),
         ({"seed": -1}, "train.seed is -1"),
         ({"data": ""}, "data.source is ''"),
@@ -233,6 +243,27 @@ def test_diff_names_every_change_and_nothing_else() -> None:
         "train.ema: null → 0.999",
     ]
     assert recipes.diff(new, new) == []
+
+
+def test_a_recipe_from_before_a_key_existed_reads_as_its_default() -> None:
+    recipe = Recipe(name="x")
+    plain = recipe.plain()
+    later = {"embedding_norm": "none", "zero_mean": "none", "d_stream": None, "head_bias": False}
+    assert {key: plain["model"].pop(key) for key in later} == later
+    assert recipes.from_plain(plain) == recipe
+
+
+def test_keys_of_the_stream_and_the_embeddings() -> None:
+    settings = [
+        "model.d_stream=255",
+        "model.zero_mean=stream",
+        "model.embedding_norm=RMSNorm:eps=1e-6",
+        "model.head_bias=true",
+    ]
+    model = recipes.override(Recipe(name="x"), settings).model
+    assert (model.d_stream, model.zero_mean, model.head_bias) == (255, "stream", True)
+    assert model.embedding_norm == "rmsnorm:eps=1e-06"
+    assert recipes.override(Recipe(name="x"), ["model.d_stream=null"]).model.d_stream is None
 
 
 def test_recipes_do_not_change() -> None:

@@ -56,8 +56,9 @@ class Attention(nn.Module):
     """Scaled dot-product attention with ``heads`` heads (Vaswani et al. 2017, section 3.2).
 
     Args:
-        dim: width of the stream.
+        dim: width of queries, keys and values, all heads together.
         heads: number of heads; must divide ``dim``.
+        stream: width of what it reads and writes; None is ``dim``.
         cross: queries from one stream, keys and values from another.
         dropout: probability of dropping an attention weight, in training.
         bias: whether the projections have biases.
@@ -73,6 +74,7 @@ class Attention(nn.Module):
         dim: int,
         heads: int,
         *,
+        stream: int | None = None,
         cross: bool = False,
         dropout: float = 0.0,
         bias: bool = True,
@@ -83,19 +85,21 @@ class Attention(nn.Module):
         if dim % heads:
             raise UserError(f"heads={heads} does not divide d_model={dim}")
         self.dim, self.heads, self.cross, self.dropout = dim, heads, cross, dropout
+        self.stream = dim if stream is None else stream
         if cross:
-            self.query = nn.Linear(dim, dim, bias=bias)
-            self.key_value = nn.Linear(dim, 2 * dim, bias=bias)
+            self.query = nn.Linear(self.stream, dim, bias=bias)
+            self.key_value = nn.Linear(self.stream, 2 * dim, bias=bias)
         else:
-            self.query_key_value = nn.Linear(dim, 3 * dim, bias=bias)
-        self.output = nn.Linear(dim, dim, bias=bias)
+            self.query_key_value = nn.Linear(self.stream, 3 * dim, bias=bias)
+        self.output = nn.Linear(dim, self.stream, bias=bias)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform for each projection by itself, zero biases."""
         for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
-            for block in linear.weight.split(self.dim):
+            rows = self.stream if linear is self.output else self.dim
+            for block in linear.weight.split(rows):
                 nn.init.xavier_uniform_(block)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
@@ -111,13 +115,14 @@ class Attention(nn.Module):
         """Attend over a whole sequence.
 
         Args:
-            x: ``(batch, time, dim)`` queries.
-            memory: ``(batch, source, dim)`` that keys and values come from; cross-attention only.
+            x: ``(batch, time, stream)`` queries.
+            memory: ``(batch, source, stream)`` that keys and values come from, in
+                cross-attention only.
             mask: bool, broadcastable to ``(batch, heads, time, source)``; True may be attended.
             causal: hide later positions from earlier ones.
 
         Returns:
-            ``(batch, time, dim)``.
+            ``(batch, time, stream)``.
         """
         if self.cross:
             assert memory is not None, "cross-attention needs a memory"
@@ -151,7 +156,7 @@ class Attention(nn.Module):
         """Self-attention of one new token over all before it.
 
         Args:
-            x: ``(rows, 1, dim)``.
+            x: ``(rows, 1, stream)``.
             cache: keys and values so far; extended in place.
         """
         query, entry = self.query_key_value(x).split([self.dim, 2 * self.dim], -1)
@@ -170,7 +175,7 @@ class Attention(nn.Module):
         """Keys and values of a memory, once for a whole decoding.
 
         Args:
-            memory: ``(batch, source, dim)``.
+            memory: ``(batch, source, stream)``.
 
         Returns:
             Two tensors ``(batch, heads, source, head_dim)``.
@@ -190,12 +195,12 @@ class Attention(nn.Module):
         sentence and not once a hypothesis.
 
         Args:
-            x: ``(batch * beams, 1, dim)``.
+            x: ``(batch * beams, 1, stream)``.
             remembered: what :meth:`remember` gave.
             mask: bool ``(batch, 1, 1, source)`` or None.
         """
         batch = remembered[0].size(0)
-        q = _heads(self.query(x.view(batch, -1, self.dim)), self.heads)
+        q = _heads(self.query(x.view(batch, -1, self.stream)), self.heads)
         if self.q_norm is not None:
             q = self.q_norm(q)
         return self._attend(q, *remembered, mask=mask).view(x.shape)

@@ -7,6 +7,10 @@ pre         ``x + f(norm(x))``               the stack ends with a norm
 post        ``norm(x + f(x))``               Vaswani et al. 2017
 sandwich    ``x + norm_out(f(norm(x)))``     Ding et al. 2021; the stack ends with a norm
 ==========  ===============================  ==========================================
+
+``zero_mean`` keeps the stream's features at mean 0, where LayerNorm is RMSNorm (Jiang et al.
+2023). ``embeddings`` recentres what enters a stack; ``stream`` also recentres what every sublayer
+adds to it, after the dropout, which would bring a mean back.
 """
 
 from __future__ import annotations
@@ -27,11 +31,22 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": F.silu,
 }
 PLACEMENTS = ("pre", "post", "sandwich")
+ZERO_MEANS = ("none", "embeddings", "stream")
+
+
+def recentred(x: Tensor) -> Tensor:
+    """Subtract the mean over the features from ``(…, features)``."""
+    return x - x.mean(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What every layer of a stack shares; the names are the recipe's."""
+    """What every layer of a stack shares; the names are the recipe's.
+
+    Raises:
+        UserError: a placement, activation, zero_mean or d_stream that does not exist, or a
+            recentred stream under post-norm.
+    """
 
     d_model: int
     heads: int
@@ -44,14 +59,31 @@ class LayerConfig:
     attention_dropout: float = 0.0
     activation_dropout: float = 0.0
     bias: bool = True
+    d_stream: int | None = None
+    zero_mean: str = "none"
+
+    @property
+    def stream(self) -> int:
+        """Width of the residual stream, and so of embeddings, norms and sublayers' outputs."""
+        return self.d_model if self.d_stream is None else self.d_stream
 
     def __post_init__(self) -> None:
-        """Refuse a placement or an activation that does not exist."""
+        """Refuse what does not exist and what contradicts itself."""
         if self.placement not in PLACEMENTS:
             raise UserError(f"placement is one of {', '.join(PLACEMENTS)}, not {self.placement!r}")
         if self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise UserError(f"activation is one of {known}, not {self.activation!r}")
+        if self.d_stream is not None and self.d_stream < 1:
+            raise UserError(f"d_stream is 1 or more, or None for d_model, not {self.d_stream!r}")
+        if self.zero_mean not in ZERO_MEANS:
+            raise UserError(f"zero_mean is one of {', '.join(ZERO_MEANS)}, not {self.zero_mean!r}")
+        if self.placement == "post" and self.zero_mean != "none":
+            # There the norm's own output is the stream, and its gain and bias give it a mean.
+            raise UserError(
+                f"zero_mean={self.zero_mean} needs placement pre or sandwich: a post-norm "
+                "stream has no mean to keep at 0"
+            )
 
 
 class FeedForward(nn.Module):
@@ -65,8 +97,8 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.activation == "swiglu"
         width = 2 * config.d_ff if self.gated else config.d_ff
-        self.inner = nn.Linear(config.d_model, width, bias=config.bias)
-        self.outer = nn.Linear(config.d_ff, config.d_model, bias=config.bias)
+        self.inner = nn.Linear(config.stream, width, bias=config.bias)
+        self.outer = nn.Linear(config.d_ff, config.stream, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
         self.dropout = nn.Dropout(config.activation_dropout)
         for linear in (self.inner, self.outer):
@@ -75,7 +107,7 @@ class FeedForward(nn.Module):
                 nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``(…, d_model)`` to ``(…, d_model)``."""
+        """Map ``(…, stream)`` to ``(…, stream)``."""
         hidden = self.inner(x)
         if self.gated:
             gate, value = hidden.chunk(2, -1)
@@ -89,26 +121,31 @@ class Residual(nn.Module):
     """The norms and the dropout around one sublayer; the sublayer itself is handed in.
 
     Args:
-        config: placement, width, dropout and norm rules.
+        config: placement, width, dropout, zero_mean and norm rules.
         name: full name of this module in the model, which the norm rules match against.
+
+    Attributes:
+        recentre: whether what the sublayer adds to the stream is recentred; read at every call.
     """
 
     def __init__(self, config: LayerConfig, name: str) -> None:
         super().__init__()
         self.placement = config.placement
-        self.norm = config.norms.build(f"{name}.norm", config.d_model)
+        self.recentre = config.zero_mean == "stream"
+        self.norm = config.norms.build(f"{name}.norm", config.stream)
         if self.placement == "sandwich":
-            self.norm_out = config.norms.build(f"{name}.norm_out", config.d_model)
+            self.norm_out = config.norms.build(f"{name}.norm_out", config.stream)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply ``sublayer`` to the stream ``x`` of ``(batch, time, d_model)``."""
+        """Apply ``sublayer`` to the stream ``x`` of ``(batch, time, stream)``."""
         if self.placement == "post":
             return self.norm(x + self.dropout(sublayer(x)))
         y = sublayer(self.norm(x))
         if self.placement == "sandwich":
-            y = self.norm_out(y)
-        return x + self.dropout(y)
+            y = self.norm_out(recentred(y) if self.recentre else y)
+        y = self.dropout(y)
+        return x + (recentred(y) if self.recentre else y)
 
 
 def build_attention(config: LayerConfig, *, cross: bool = False) -> Attention:
@@ -120,6 +157,7 @@ def build_attention(config: LayerConfig, *, cross: bool = False) -> Attention:
     return Attention(
         config.d_model,
         config.heads,
+        stream=config.stream,
         cross=cross,
         dropout=config.attention_dropout,
         bias=config.bias,
@@ -133,18 +171,21 @@ class EncoderLayer(nn.Module):
     Args:
         config: what all layers share.
         name: full name of this layer in the model.
+        causal: hide later positions from earlier ones, as a decoder-only model does.
     """
 
-    def __init__(self, config: LayerConfig, name: str) -> None:
+    def __init__(self, config: LayerConfig, name: str, *, causal: bool = False) -> None:
         super().__init__()
+        self.causal = causal
         self.attention = build_attention(config)
         self.attention_residual = Residual(config, f"{name}.attention_residual")
         self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config, f"{name}.feed_forward_residual")
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Map ``(batch, source, d_model)`` to the same; ``mask`` is True on real tokens."""
-        x = self.attention_residual(x, lambda h: self.attention(h, mask=mask))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map ``(batch, source, stream)`` to the same; ``mask`` is True on real tokens."""
+        assert mask is None or not self.causal, "torch's attention takes a mask or causal=True"
+        x = self.attention_residual(x, lambda h: self.attention(h, mask=mask, causal=self.causal))
         return self.feed_forward_residual(x, self.feed_forward)
 
 
@@ -166,7 +207,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward_residual = Residual(config, f"{name}.feed_forward_residual")
 
     def forward(self, x: Tensor, memory: Tensor, memory_mask: Tensor | None) -> Tensor:
-        """Map ``(batch, time, d_model)`` to the same, reading ``(batch, source, d_model)``."""
+        """Map ``(batch, time, stream)`` to the same, reading ``(batch, source, stream)``."""
         x = self.attention_residual(x, lambda h: self.attention(h, causal=True))
         x = self.cross_attention_residual(
             x, lambda h: self.cross_attention(h, memory, mask=memory_mask)
@@ -180,9 +221,42 @@ class DecoderLayer(nn.Module):
         remembered: tuple[Tensor, Tensor],
         memory_mask: Tensor | None,
     ) -> Tensor:
-        """The same for one new token: ``(rows, 1, d_model)``; extends ``cache``."""
+        """The same for one new token: ``(rows, 1, stream)``; extends ``cache``."""
         x = self.attention_residual(x, lambda h: self.attention.step(h, cache))
         x = self.cross_attention_residual(
             x, lambda h: self.cross_attention.step_cross(h, remembered, memory_mask)
         )
         return self.feed_forward_residual(x, self.feed_forward)
+
+
+class Stack(nn.Module):
+    """The layers of an encoder or a decoder and the norm they end with.
+
+    Args:
+        config: what all layers share.
+        layers: how many.
+        name: full name in the model, ``"encoder"`` or ``"decoder"``.
+        layer: what builds a layer from ``config`` and the layer's full name.
+    """
+
+    def __init__(
+        self,
+        config: LayerConfig,
+        layers: int,
+        name: str,
+        layer: Callable[[LayerConfig, str], EncoderLayer | DecoderLayer],
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layer(config, f"{name}.layers.{i}") for i in range(layers))
+        # A post-norm stack ends with a norm already.
+        self.norm = (
+            nn.Identity()
+            if config.placement == "post"
+            else config.norms.build(f"{name}.norm", config.stream)
+        )
+
+    def forward(self, x: Tensor, *inputs: Tensor | None) -> Tensor:
+        """Run every layer on ``(batch, time, stream)``, then the norm."""
+        for layer in self.layers:
+            x = layer(x, *inputs)
+        return self.norm(x)

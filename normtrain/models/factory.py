@@ -55,6 +55,14 @@ class ModelConfig(Protocol):
     def tie(self) -> str: ...
     @property
     def bias(self) -> bool: ...
+    @property
+    def d_stream(self) -> int | None: ...
+    @property
+    def zero_mean(self) -> str: ...
+    @property
+    def embedding_norm(self) -> str: ...
+    @property
+    def head_bias(self) -> bool: ...
 
 
 def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
@@ -85,6 +93,8 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
         attention_dropout=config.attention_dropout,
         activation_dropout=config.activation_dropout,
         bias=config.bias,
+        d_stream=config.d_stream,
+        zero_mean=config.zero_mean,
     )
     model = Seq2Seq(
         layers,
@@ -95,6 +105,8 @@ def build_model(config: ModelConfig, vocab_size: int) -> Seq2Seq:
         max_positions=config.max_positions,
         tie=config.tie,
         word_dropout=config.word_dropout,
+        embedding_norm=config.embedding_norm,
+        head_bias=config.head_bias,
     )
     sites = norm_sites(model)
     if unmatched := norms.unmatched(sites):

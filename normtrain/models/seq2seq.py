@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normtrain.data.tokenization import PAD, UNK
 from normtrain.errors import UserError
 from normtrain.models.attention import KeyValueCache
-from normtrain.models.blocks import DecoderLayer, EncoderLayer, LayerConfig
+from normtrain.models.blocks import DecoderLayer, EncoderLayer, LayerConfig, Stack
+from normtrain.models.embedding import TokenModel
 from normtrain.models.positions import Positions
 
-TIES = ("all", "decoder", "none")
+TIES = ("all", "decoder", "embeddings", "none")
 
 
-class Stack(nn.Module):
-    """The layers of an encoder or a decoder and the norm they end with.
-
-    Args:
-        config: what all layers share.
-        layers: how many.
-        name: full name in the model, ``"encoder"`` or ``"decoder"``.
-        layer: the class of a layer.
-    """
-
-    def __init__(
-        self, config: LayerConfig, layers: int, name: str, layer: type[EncoderLayer | DecoderLayer]
-    ) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layer(config, f"{name}.layers.{i}") for i in range(layers))
-        # A post-norm stack ends with a norm already.
-        self.norm = (
-            nn.Identity()
-            if config.placement == "post"
-            else config.norms.build(f"{name}.norm", config.d_model)
-        )
-
-    def forward(self, x: Tensor, *inputs: Tensor | None) -> Tensor:
-        """Run every layer on ``(batch, time, d_model)``, then the norm."""
-        for layer in self.layers:
-            x = layer(x, *inputs)
-        return self.norm(x)
-
-
-class Seq2Seq(nn.Module):
+class Seq2Seq(TokenModel):
     """Encoder-decoder Transformer (Vaswani et al. 2017) with any norm at any place.
 
     Args:
@@ -59,14 +29,17 @@ class Seq2Seq(nn.Module):
         positions: ``"sinusoidal"`` or ``"learned"``.
         max_positions: longest sequence, in tokens.
         tie: ``"all"`` (source, target and output embeddings are one matrix), ``"decoder"``
-            (target and output are) or ``"none"``.
+            (target and output are), ``"embeddings"`` (source and target are) or ``"none"``.
         word_dropout: share of source tokens that training replaces by the unknown token.
+        embedding_norm: the norm of embedding vectors, see :class:`TokenModel`.
+        head_bias: whether the logits have a bias.
 
     Attributes:
         norms: the rules it was built with.
 
     Raises:
-        ValueError: if ``tie`` is none of the three.
+        ValueError: if ``tie`` is none of the four, or ``positions`` or ``embedding_norm`` does
+            not exist.
     """
 
     def __init__(
@@ -80,31 +53,41 @@ class Seq2Seq(nn.Module):
         max_positions: int = 1024,
         tie: str = "all",
         word_dropout: float = 0.0,
+        embedding_norm: str = "none",
+        head_bias: bool = False,
     ) -> None:
-        super().__init__()
-        self.norms = config.norms
         if tie not in TIES:
             raise UserError(f"tie is one of {', '.join(TIES)}, not {tie!r}")
-        d = config.d_model
-        self.vocab_size, self.scale, self.word_dropout = vocab_size, math.sqrt(d), word_dropout
+        super().__init__(
+            config, vocab_size, embedding_norm=embedding_norm, tied=tie in ("all", "decoder")
+        )
+        d, self.word_dropout = config.stream, word_dropout
         self.target_embedding = nn.Embedding(vocab_size, d, padding_idx=PAD)
+        shared = tie in ("all", "embeddings")
         self.source_embedding = (
-            self.target_embedding if tie == "all" else nn.Embedding(vocab_size, d, padding_idx=PAD)
+            self.target_embedding if shared else nn.Embedding(vocab_size, d, padding_idx=PAD)
         )
         self.source_positions = Positions(positions, max_positions, d)
         self.target_positions = Positions(positions, max_positions, d)
-        self.dropout = nn.Dropout(config.dropout)
         self.encoder = Stack(config, encoder_layers, "encoder", EncoderLayer)
         self.decoder = Stack(config, decoder_layers, "decoder", DecoderLayer)
-        self.head = nn.Linear(d, vocab_size, bias=False)
-        if tie != "none":
+        self.head = nn.Linear(d, vocab_size, bias=head_bias)
+        if self.tied:
             self.head.weight = self.target_embedding.weight
+        self._reset_tables(d**-0.5)
+
+    def _reset_tables(self, std: float) -> None:
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
         # A dict, not a set: the order must be the same in every process.
         tables = (self.source_embedding.weight, self.target_embedding.weight, self.head.weight)
         for weight in dict.fromkeys(tables):
-            nn.init.normal_(weight, std=d**-0.5)
+            nn.init.normal_(weight, std=std)
         for table in (self.source_embedding, self.target_embedding):
-            nn.init.zeros_(table.weight[PAD])
+            # A normalised output matrix has a row for padding too, and the gradient through the
+            # norm of a zero row is the one of its output divided by eps: it stays random there.
+            if self.embedding_norm is None or table.weight is not self.head.weight:
+                nn.init.zeros_(table.weight[PAD])
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read source sentences.
@@ -113,7 +96,7 @@ class Seq2Seq(nn.Module):
             source: ``(batch, source)`` int64, padded with 0.
 
         Returns:
-            The memory ``(batch, source, d_model)`` and the mask ``(batch, 1, 1, source)``, True
+            The memory ``(batch, source, stream)`` and the mask ``(batch, 1, 1, source)``, True
             on real tokens, or None where nothing is padded.
         """
         real = source != PAD
@@ -123,14 +106,14 @@ class Seq2Seq(nn.Module):
         if self.training and self.word_dropout:
             dropped = torch.rand(source.shape, device=source.device) < self.word_dropout
             source = source.masked_fill(dropped & real, UNK)
-        x = self.source_positions(self.source_embedding(source) * self.scale)
-        return self.encoder(self.dropout(x), mask), mask
+        x = self.embed(source, self.source_embedding, self.source_positions)
+        return self.encoder(x, mask), mask
 
     def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """The decoder's last vectors, ``(batch, time, d_model)``, before the output matrix."""
+        """The decoder's last vectors, ``(batch, time, stream)``, before the output matrix."""
         memory, mask = self.encode(source)
-        x = self.target_positions(self.target_embedding(target_in) * self.scale)
-        return self.decoder(self.dropout(x), memory, mask)
+        x = self.embed(target_in, self.target_embedding, self.target_positions)
+        return self.decoder(x, memory, mask)
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
         """Next-token logits under teacher forcing.
@@ -142,7 +125,7 @@ class Seq2Seq(nn.Module):
         Returns:
             ``(batch, time, vocab_size)``.
         """
-        return self.head(self.hidden(source, target_in))
+        return self.logits(self.hidden(source, target_in))
 
     def start(self, source: Tensor, beams: int, max_length: int) -> DecodingState:
         """Encode sentences and prepare to decode ``beams`` hypotheses of each.
@@ -163,9 +146,9 @@ class Seq2Seq(nn.Module):
         memory, mask = self.encode(source)
         layers = cast(list[DecoderLayer], list(self.decoder.layers))
         remembered = [layer.cross_attention.remember(memory) for layer in layers]
-        width = 2 * memory.size(-1)
-        caches = [KeyValueCache(beams * source.size(0), width, remembered[0][0]) for _ in layers]
-        return DecodingState(beams, caches, remembered, mask)
+        rows, like = beams * source.size(0), remembered[0][0]
+        caches = [KeyValueCache(rows, 2 * layer.attention.dim, like) for layer in layers]
+        return DecodingState(beams, caches, remembered, mask, self.output_matrix())
 
     def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """Feed one token to every hypothesis.
@@ -177,13 +160,14 @@ class Seq2Seq(nn.Module):
         Returns:
             Next-token logits ``(batch * beams, vocab_size)``, float32.
         """
-        x = self.target_embedding(tokens[:, None]) * self.scale
-        x = self.target_positions(x, start=state.length)
+        x = self.embed(
+            tokens[:, None], self.target_embedding, self.target_positions, start=state.length
+        )
         layers = cast(list[DecoderLayer], list(self.decoder.layers))
         for layer, cache, remembered in zip(layers, state.caches, state.remembered, strict=True):
             x = layer.step(x, cache, remembered, state.mask)
         state.length += 1
-        return F.linear(self.decoder.norm(x)[:, 0], self.head.weight).float()
+        return self.logits(self.decoder.norm(x)[:, 0], state.output).float()
 
 
 @dataclass
@@ -195,6 +179,7 @@ class DecodingState:
         caches: per decoder layer, keys and values of the tokens so far.
         remembered: per decoder layer, keys and values of the memory, once a sentence.
         mask: ``(batch, 1, 1, source)``, True on real source tokens, or None.
+        output: ``(vocab_size, stream)``, the output matrix, normalised where the model does.
         length: tokens fed so far.
     """
 
@@ -202,6 +187,7 @@ class DecodingState:
     caches: list[KeyValueCache]
     remembered: list[tuple[Tensor, Tensor]]
     mask: Tensor | None
+    output: Tensor
     length: int = 0
 
     def reorder(self, index: Tensor) -> None:

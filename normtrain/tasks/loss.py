@@ -8,7 +8,9 @@ from torch import Tensor
 from normtrain.data.tokenization import PAD
 
 
-def training_loss(hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float) -> Tensor:
+def training_loss(
+    hidden: Tensor, weight: Tensor, target: Tensor, smoothing: float, bias: Tensor | None = None
+) -> Tensor:
     """Mean label-smoothed cross-entropy over real tokens (Szegedy et al. 2016, section 7).
 
     Args:
@@ -16,11 +18,12 @@ def training_loss(hidden: Tensor, weight: Tensor, target: Tensor, smoothing: flo
         weight: ``(vocab, dim)``, the output matrix.
         target: ``(batch, time)`` int64, padded with 0.
         smoothing: share of the probability spread evenly over the vocabulary.
+        bias: ``(vocab,)``, the logits' bias, or None.
 
     Returns:
         A scalar, nats a token.
     """
-    logits = F.linear(hidden, weight).flatten(0, 1)
+    logits = F.linear(hidden, weight, bias).flatten(0, 1)
     return F.cross_entropy(logits, target.flatten(), ignore_index=PAD, label_smoothing=smoothing)
 
 

@@ -94,7 +94,8 @@ class TranslationTask(pl.LightningModule):
         hidden = self._hidden(batch["source"], batch["target_in"])
         target = batch["target_out"]
         smoothing = self.recipe.optim.label_smoothing
-        loss = training_loss(hidden, self.model.head.weight, target, smoothing)
+        matrix, bias = self.model.output_matrix(), self.model.head.bias
+        loss = training_loss(hidden, matrix, target, smoothing, bias)
         if self._batches_an_update == 1:
             return loss
         tokens = (target != PAD).sum()

@@ -3,65 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import VOCAB, batch, model_of, perturb_norms
 from torch import Tensor, nn
 
-from normtrain.models import Seq2Seq, build_model, norm_sites
+from normtrain.models import Seq2Seq, norm_sites
 from normtrain.models.positions import Positions, sinusoidal_table
 from normtrain.norms import norm_names
-
-VOCAB = 23
-
-
-def config(**changes: Any) -> SimpleNamespace:
-    values: dict[str, Any] = {
-        "norm": "layernorm",
-        "norm_rules": [],
-        "placement": "pre",
-        "qk_norm": "none",
-        "d_model": 16,
-        "heads": 4,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "d_ff": 24,
-        "activation": "relu",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "word_dropout": 0.0,
-        "positions": "sinusoidal",
-        "max_positions": 64,
-        "tie": "all",
-        "bias": True,
-    }
-    return SimpleNamespace(**(values | changes))
-
-
-def model_of(**changes: Any) -> Seq2Seq:
-    torch.manual_seed(0)
-    return build_model(config(**changes), VOCAB)
-
-
-def batch(sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
-    sizes = sizes or [(7, 5), (4, 6), (2, 1)]
-    source = torch.zeros(len(sizes), max(s for s, _ in sizes), dtype=torch.int64)
-    target = torch.zeros(len(sizes), max(t for _, t in sizes), dtype=torch.int64)
-    generator = torch.Generator().manual_seed(1)
-    for row, (s, t) in enumerate(sizes):
-        source[row, :s] = torch.randint(4, VOCAB, (s,), generator=generator)
-        target[row, :t] = torch.randint(4, VOCAB, (t,), generator=generator)
-    return source, target
-
-
-def perturb_norms(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            parameter.data += 0.3 * torch.randn_like(parameter)
 
 
 @pytest.mark.parametrize("norm", norm_names())
@@ -184,7 +136,7 @@ def test_reorder_and_keep_follow_the_hypotheses() -> None:
         torch.testing.assert_close(after, model(kept, history)[:, -1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("tie", ["all", "decoder", "none"])
+@pytest.mark.parametrize("tie", ["all", "decoder", "embeddings", "none"])
 def test_the_same_seed_builds_the_same_model(tie: str) -> None:
     first = model_of(tie=tie).state_dict()
     keep_alive = [nn.Linear(3, 3) for _ in range(50)]  # moves the next model in memory
@@ -194,7 +146,9 @@ def test_the_same_seed_builds_the_same_model(tie: str) -> None:
         assert all(torch.equal(v, first[k]) for k, v in again.state_dict().items())
 
 
-@pytest.mark.parametrize(("tie", "matrices"), [("all", 1), ("decoder", 2), ("none", 3)])
+@pytest.mark.parametrize(
+    ("tie", "matrices"), [("all", 1), ("decoder", 2), ("embeddings", 2), ("none", 3)]
+)
 def test_ties_share_the_very_parameter(tie: str, matrices: int) -> None:
     model = model_of(tie=tie)
     tables = {model.source_embedding.weight, model.target_embedding.weight, model.head.weight}

@@ -9,14 +9,18 @@ from normtrain.tasks.loss import summed_loss, training_loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
-def test_training_loss_is_the_smoothed_cross_entropy_of_real_tokens(smoothing: float) -> None:
+@pytest.mark.parametrize("bias", [None, torch.linspace(-2, 2, 11)])
+def test_training_loss_is_the_smoothed_cross_entropy_of_real_tokens(
+    smoothing: float, bias: torch.Tensor | None
+) -> None:
     hidden, weight = torch.randn(2, 5, 8), torch.randn(11, 8)
+    added = torch.zeros(11) if bias is None else bias
     target = torch.randint(1, 11, (2, 5))
     target[1, 3:] = 0
-    found = training_loss(hidden, weight, target, smoothing)
+    found = training_loss(hidden, weight, target, smoothing, bias)
     total, count = 0.0, 0
     for row, step in (target != 0).nonzero().tolist():
-        logits = (weight.double() @ hidden[row, step].double()).tolist()
+        logits = (weight.double() @ hidden[row, step].double() + added).tolist()
         norm = torch.tensor(logits, dtype=torch.float64).logsumexp(0).item()
         log_probs = [x - norm for x in logits]
         truth = -log_probs[target[row, step]]

@@ -1,0 +1,86 @@
+"""What models over tokens share: how tokens become vectors, and vectors become logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normtrain.models.blocks import LayerConfig, recentred
+from normtrain.models.positions import Positions
+from normtrain.norms import NormSpec, build_norm
+
+
+class TokenModel(nn.Module):
+    """Base of the models: embedding vectors and the output matrix, with a norm on both if asked.
+
+    With ``embedding_norm`` ``fixnorm`` every vector enters as ``sqrt(d_model)`` times a unit
+    vector, and a tied output matrix has unit rows, so a token's frequency can't show in the length
+    of its vector (Nguyen, Salazar 2019, Transformers without Tears). Norms that give
+    rows of length ``sqrt(d)`` by themselves are multiplied by the same scale.
+
+    Args:
+        config: what all layers share.
+        vocab_size: number of token ids.
+        embedding_norm: the norm of embedding vectors, before their scale, and of the rows of an
+            output matrix that is tied to an embedding; ``"none"`` for none.
+        tied: whether the output matrix is an embedding matrix too.
+
+    Attributes:
+        norms: the rules it was built with.
+        zero_mean: other than ``"none"``, vectors enter the stack recentred; read at every call.
+    """
+
+    head: nn.Linear
+
+    def __init__(
+        self, config: LayerConfig, vocab_size: int, *, embedding_norm: str, tied: bool
+    ) -> None:
+        super().__init__()
+        self.norms, self.zero_mean = config.norms, config.zero_mean
+        self.vocab_size, self.tied, self.scale = vocab_size, tied, math.sqrt(config.d_model)
+        spec = NormSpec.parse(embedding_norm)
+        # One norm for all tables: where they are tied, their vectors must stay the same vectors.
+        self.embedding_norm = None if spec.name == "none" else build_norm(spec, config.stream)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def embed(
+        self, tokens: Tensor, table: nn.Embedding, positions: Positions, start: int = 0
+    ) -> Tensor:
+        """What enters a stack: token vectors, scaled, with position vectors, after dropout.
+
+        Args:
+            tokens: ``(batch, time)`` int64.
+            table: the embedding.
+            positions: the position vectors.
+            start: position of the first token.
+
+        Returns:
+            ``(batch, time, stream)``.
+        """
+        x = table(tokens)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = self.dropout(positions(x * self.scale, start=start))
+        return x if self.zero_mean == "none" else recentred(x)
+
+    def output_matrix(self) -> Tensor:
+        """The matrix that makes logits, ``(vocab_size, stream)``: its rows are normalised where
+        there is an ``embedding_norm`` and the matrix is tied, so compute it once a pass."""
+        if not self.tied or self.embedding_norm is None:
+            return self.head.weight
+        return self.embedding_norm(self.head.weight)
+
+    def logits(self, hidden: Tensor, matrix: Tensor | None = None) -> Tensor:
+        """Logits of a stack's outputs.
+
+        Args:
+            hidden: ``(…, stream)``.
+            matrix: :meth:`output_matrix`, where it is at hand.
+
+        Returns:
+            ``(…, vocab_size)``.
+        """
+        matrix = self.output_matrix() if matrix is None else matrix
+        return F.linear(hidden, matrix, self.head.bias)

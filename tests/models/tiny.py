@@ -1,0 +1,94 @@
+"""Models small enough to build in every test, and batches for them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normtrain.models import CausalLM, Seq2Seq, build_model
+from normtrain.models.blocks import LayerConfig
+from normtrain.norms import NormRules
+
+VOCAB = 23
+
+
+def config(**changes: Any) -> SimpleNamespace:
+    """A recipe's model section."""
+    values: dict[str, Any] = {
+        "norm": "layernorm",
+        "norm_rules": [],
+        "placement": "pre",
+        "qk_norm": "none",
+        "d_model": 16,
+        "heads": 4,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "d_ff": 24,
+        "activation": "relu",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "word_dropout": 0.0,
+        "positions": "sinusoidal",
+        "max_positions": 64,
+        "tie": "all",
+        "bias": True,
+        "d_stream": None,
+        "zero_mean": "none",
+        "embedding_norm": "none",
+        "head_bias": False,
+    }
+    assert changes.keys() <= values.keys()
+    return SimpleNamespace(**(values | changes))
+
+
+def model_of(**changes: Any) -> Seq2Seq:
+    """An encoder-decoder, the same for the same changes."""
+    torch.manual_seed(0)
+    return build_model(config(**changes), VOCAB)
+
+
+def causal_of(tie: str = "all", **changes: Any) -> CausalLM:
+    """A decoder-only model; it takes the changes that make sense for it."""
+    c = config(**changes)
+    layers = LayerConfig(
+        **{
+            key: getattr(c, key)
+            for key in LayerConfig.__dataclass_fields__
+            if key not in ("norms", "bias")
+        },
+        norms=NormRules.of(c.norm, c.norm_rules),
+    )
+    torch.manual_seed(0)
+    return CausalLM(
+        layers,
+        VOCAB,
+        layers=c.decoder_layers,
+        positions=c.positions,
+        max_positions=c.max_positions,
+        tie=tie != "none",
+        embedding_norm=c.embedding_norm,
+        head_bias=c.head_bias,
+    )
+
+
+def batch(sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+    """Source and target tokens, padded with 0."""
+    sizes = sizes or [(7, 5), (4, 6), (2, 1)]
+    source = torch.zeros(len(sizes), max(s for s, _ in sizes), dtype=torch.int64)
+    target = torch.zeros(len(sizes), max(t for _, t in sizes), dtype=torch.int64)
+    generator = torch.Generator().manual_seed(1)
+    for row, (s, t) in enumerate(sizes):
+        source[row, :s] = torch.randint(4, VOCAB, (s,), generator=generator)
+        target[row, :t] = torch.randint(4, VOCAB, (t,), generator=generator)
+    return source, target
+
+
+def perturb_norms(model: nn.Module) -> None:
+    """Move gains and biases of norms, and a head's bias, away from 1 and 0."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name == "head.bias":
+            parameter.data += 0.3 * torch.randn_like(parameter)
