@@ -14,6 +14,7 @@ from normtrain._version import __version__
 if TYPE_CHECKING:
     from normtrain.models import build_model
     from normtrain.norms import NormRules, NormSpec, build_norm, norm_names, register_norm
+    from normtrain.surgery import to_crmsnorm, to_layernorm, to_rmsnorm
 
 _HOMES = {
     "NormRules": "normtrain.norms",
@@ -22,6 +23,9 @@ _HOMES = {
     "build_norm": "normtrain.norms",
     "norm_names": "normtrain.norms",
     "register_norm": "normtrain.norms",
+    "to_crmsnorm": "normtrain.surgery",
+    "to_layernorm": "normtrain.surgery",
+    "to_rmsnorm": "normtrain.surgery",
 }
 
 __all__ = [
@@ -32,6 +36,9 @@ __all__ = [
     "build_norm",
     "norm_names",
     "register_norm",
+    "to_crmsnorm",
+    "to_layernorm",
+    "to_rmsnorm",
 ]
 
 

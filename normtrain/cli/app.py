@@ -13,11 +13,12 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from normtrain._version import __version__
-from normtrain.cli.catalog import norms, recipes
+from normtrain.cli.catalog import recipes
 from normtrain.cli.common import SETTINGS, Session, debug_option
 from normtrain.cli.fit import fit
+from normtrain.cli.norms import norms
 from normtrain.cli.score import evaluate, translate
-from normtrain.cli.weights import average, export
+from normtrain.cli.weights import average, convert, export
 from normtrain.errors import RunError, UserError
 
 DONE, FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -69,7 +70,8 @@ def _explain(error: Exception) -> int:
         error.show()
         return error.exit_code
     if isinstance(error, click.ClickException):
-        _say(f"error: {error.format_message()}")
+        # A missing choice's message lists the choices a line each.
+        _say(f"error: {' '.join(error.format_message().split())}")
         if isinstance(error, click.UsageError) and error.ctx is not None:
             _say(f"'{error.ctx.command_path} --help' shows how it is used")
         return error.exit_code
@@ -123,7 +125,7 @@ def cli() -> None:
     """
 
 
-for _command in (fit, evaluate, translate, average, export, recipes, norms):
+for _command in (fit, evaluate, translate, average, convert, export, recipes, norms):
     cli.add_command(_command)
 
 

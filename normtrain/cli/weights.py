@@ -1,4 +1,4 @@
-"""``normtrain average`` and ``normtrain export``: what is made from a run's checkpoints."""
+"""``normtrain average``, ``convert`` and ``export``: what is made from a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -32,6 +32,35 @@ def average(folder: Path, last: int, output: Path) -> None:
     from normtrain import run
 
     click.echo(run.average(folder, last=last, output=output))
+
+
+@click.command(short_help="The same model with other norms, exactly.")
+@click.argument("target", metavar="RUN|CKPT", type=TARGET)
+@click.option(
+    "--to",
+    type=click.Choice(["rmsnorm", "crmsnorm", "layernorm"]),
+    required=True,
+    help="The norm that takes the place of LayerNorm (or, for layernorm, of RMSNorm).",
+)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The checkpoint to write.",
+)
+@debug_option
+def convert(target: Path, to: str, output: Path) -> None:
+    """Convert a pre-norm model to one with other norms and the same outputs.
+
+    A LayerNorm ahead of every sublayer does not see the mean of what it reads, so the mean can be
+    taken out of the weights, and RMSNorm or CRMSNorm does the rest. What can't be converted
+    exactly is refused, with the module and the reason.
+    """
+    from normtrain import run
+
+    click.echo(run.convert(target, to=to, output=output))
 
 
 @click.command(short_help="Write the model as safetensors.")

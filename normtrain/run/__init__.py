@@ -2,6 +2,7 @@
 
 from normtrain.run.averaging import average
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.converting import convert
 from normtrain.run.evaluating import evaluate, translate
 from normtrain.run.exporting import export
 from normtrain.run.fitting import describe, fit, resume
@@ -11,6 +12,7 @@ __all__ = [
     "Checkpoint",
     "Interrupted",
     "average",
+    "convert",
     "describe",
     "evaluate",
     "export",

@@ -1,0 +1,359 @@
+"""Exact conversions of this package's models: encoder-decoder and decoder-only."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from scrambled import relative_error, scramble
+from torch import Tensor, nn
+
+from normtrain.errors import UserError
+from normtrain.models import CausalLM, Seq2Seq, norm_sites
+from normtrain.models.blocks import LayerConfig
+from normtrain.norms import NormRules
+from normtrain.surgery import Stream, streams_of, to_crmsnorm, to_layernorm, to_rmsnorm
+
+VOCAB, WIDTH = 23, 12
+CONVERSIONS = {"rmsnorm": to_rmsnorm, "crmsnorm": to_crmsnorm}
+
+
+def config(norm: str = "layernorm", rules: Any = (), **options: Any) -> LayerConfig:
+    settings: dict[str, Any] = {"d_model": WIDTH, "heads": 2, "d_ff": 20, "dropout": 0.1} | options
+    return LayerConfig(norms=NormRules.of(norm, rules), **settings)
+
+
+def seq2seq(norm: str = "layernorm", rules: Any = (), **options: Any) -> nn.Module:
+    model = {"encoder_layers": 2, "decoder_layers": 2, "max_positions": 16}
+    keys = ("tie", "positions", "embedding_norm", "head_bias")
+    model |= {key: options.pop(key) for key in keys if key in options}
+    return Seq2Seq(config(norm, rules, **options), VOCAB, **model)
+
+
+def causal(norm: str = "layernorm", rules: Any = (), **options: Any) -> nn.Module:
+    model = {"layers": 2, "max_positions": 16}
+    keys = ("tie", "positions", "embedding_norm", "head_bias")
+    model |= {key: options.pop(key) for key in keys if key in options}
+    if "tie" in model:
+        model["tie"] = model["tie"] != "none"
+    return CausalLM(config(norm, rules, **options), VOCAB, **model)
+
+
+BUILDERS = {"seq2seq": seq2seq, "causal": causal}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "untied": {"tie": "none"},
+    "tied-decoder": {"tie": "decoder"},
+    "learned-positions": {"positions": "learned"},
+    "sinusoidal-positions": {"positions": "sinusoidal"},
+    "untied-learned": {"tie": "none", "positions": "learned"},
+    "no-gain": {"norm": "layernorm-simple"},
+    "no-norm-bias": {"norm": "layernorm:bias=false"},
+    "large-eps": {"norm": "layernorm:eps=0.3"},
+    "eps-outside": {"norm": "layernorm:eps=0.3,eps_mode=outside"},
+    "detached": {"norm": "detachnorm"},
+    "mixed": {"rules": [("*.feed_forward_residual.norm", "layernorm-simple")]},
+    "no-biases": {"bias": False},
+    "gated": {"activation": "swiglu"},
+    "qk-norm": {"qk_norm": "rmsnorm"},
+    "qk-layernorm": {"qk_norm": "layernorm"},
+    "embedding-norm": {"embedding_norm": "fixnorm"},
+    "embedding-norm-untied": {"embedding_norm": "fixnorm", "tie": "none"},
+    "head-bias": {"head_bias": True},
+    "narrow-stream": {"d_stream": 9},
+    "sandwich": {"placement": "sandwich", "rules": [("*.norm_out", "layernorm-simple")]},
+}
+
+
+def tokens(rows: int = 3, time: int = 7) -> Tensor:
+    ids = torch.randint(4, VOCAB, (rows, time), generator=torch.Generator().manual_seed(1))
+    ids[0, -2:] = 0  # padding
+    return ids
+
+
+@torch.no_grad()
+def outputs(model: nn.Module) -> Tensor:
+    if isinstance(model, Seq2Seq):
+        return model(tokens(), tokens(time=5))
+    return model(tokens())
+
+
+def pair(
+    builder: str, dtype: torch.dtype = torch.float64, **options: Any
+) -> tuple[nn.Module, Tensor]:
+    """A scrambled model and its outputs."""
+    model = scramble(BUILDERS[builder](**options)).to(dtype)
+    return model, outputs(model)
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("to", CONVERSIONS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_outputs_are_those_of_the_original(
+    builder: str, variant: str, to: str, dtype: torch.dtype, limit: float
+) -> None:
+    model, expected = pair(builder, dtype, **VARIANTS[variant])
+    report = CONVERSIONS[to](model)
+    assert relative_error(outputs(model), expected) <= limit
+    assert set(report.replaced) == {
+        name for stream in streams_of(model) for name in (*stream.norms, *stream.outer_norms)
+    }
+    kinds = {type(model.get_submodule(name)).__name__ for name in report.replaced}
+    assert kinds == {{"rmsnorm": "RMSNorm", "crmsnorm": "CRMSNorm"}[to]}
+    sites = norm_sites(model)
+    assert [str(model.norms.spec_for(s)) for s in sites] == [
+        model.get_submodule(s).spec for s in sites
+    ]
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_without_recentring_the_outputs_would_differ(builder: str) -> None:
+    """What the other tests would say of a conversion that only swapped the norms."""
+    model, expected = pair(builder)
+    naive = copy.deepcopy(model)
+    to_rmsnorm(naive)
+    state = model.state_dict()
+    naive.load_state_dict(state)
+    assert relative_error(outputs(naive), expected) > 1e-3
+
+
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_crmsnorm_after_rmsnorm_and_back_again(builder: str) -> None:
+    model, expected = pair(builder)
+    to_rmsnorm(model)
+    back, narrow = copy.deepcopy(model), model
+    to_crmsnorm(narrow)
+    assert relative_error(outputs(narrow), expected) <= 1e-10
+    report = to_layernorm(back)
+    assert relative_error(outputs(back), expected) <= 1e-10
+    assert {new for _, new in report.replaced.values()} == {"layernorm"}
+    assert back.zero_mean == "none"
+    to_rmsnorm(back)
+    assert relative_error(outputs(back), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("placement", ["pre", "sandwich"])
+@pytest.mark.parametrize("to", ["rmsnorm", "crmsnorm", "layernorm"])
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_models_trained_with_a_zero_mean_convert(builder: str, to: str, placement: str) -> None:
+    rules = [("*.norm_out", "rmsnorm:affine=false")] if placement == "sandwich" else []
+    model, expected = pair(
+        builder, norm="rmsnorm:bias=true", rules=rules, placement=placement, zero_mean="stream"
+    )
+    {**CONVERSIONS, "layernorm": to_layernorm}[to](model)
+    assert relative_error(outputs(model), expected) <= 1e-10
+    residuals = [m for m in model.modules() if hasattr(m, "recentre")]
+    assert residuals
+    assert not any(m.recentre for m in residuals)
+
+
+@pytest.mark.parametrize("to", CONVERSIONS)
+def test_decoding_step_by_step_agrees_too(to: str) -> None:
+    model = scramble(seq2seq()).double()
+    assert isinstance(model, Seq2Seq)
+    CONVERSIONS[to](model)
+    source, target = tokens(), tokens(time=5)
+    with torch.no_grad():
+        expected = model(source, target)
+        state = model.start(source, beams=1, max_length=5)
+        for t in range(5):
+            step = model.step(target[:, t], state)
+            torch.testing.assert_close(step, expected[:, t].float(), rtol=1e-5, atol=1e-5)
+
+
+def test_parameters_keep_their_identity_where_their_shape_stays() -> None:
+    """An optimizer built before goes on working after to_rmsnorm."""
+    model = scramble(seq2seq())
+    before = {name: id(p) for name, p in model.named_parameters()}
+    to_rmsnorm(model)
+    assert {name: id(p) for name, p in model.named_parameters()} == before
+    head, embedding = model.head.weight, model.target_embedding.weight
+    assert head is embedding
+
+
+def test_crmsnorm_stores_one_feature_fewer_and_no_gains() -> None:
+    model = scramble(seq2seq(tie="all"))
+    to_crmsnorm(model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["target_embedding.weight"] == (VOCAB, WIDTH - 1)
+    assert shapes["head.weight"] == (VOCAB, WIDTH - 1)
+    assert shapes["head.bias"] == (VOCAB,)
+    assert shapes["encoder.layers.0.attention.output.weight"] == (WIDTH - 1, WIDTH)
+    assert shapes["encoder.layers.0.attention.query_key_value.weight"] == (3 * WIDTH, WIDTH - 1)
+    assert not any(".norm." in name for name in shapes)
+    assert all(p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+def test_the_report_says_what_was_done() -> None:
+    model = scramble(seq2seq(qk_norm="rmsnorm", norm="detachnorm"))
+    text = str(to_rmsnorm(model))
+    assert "12 × detachnorm → rmsnorm:affine=false" in text
+    assert "left alone" in text
+    assert "encoder.layers.0.attention.q_norm" in text
+    assert "constant in the backward" in text
+
+
+def unchanged(model: nn.Module, before: dict[str, Tensor], norms: list[str]) -> bool:
+    after = model.state_dict()
+    return (
+        list(after) == list(before)
+        and all(torch.equal(after[k], before[k]) for k in before)
+        and [type(m).__name__ for m in model.modules()] == norms
+    )
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "post": ({"placement": "post"}, "encoder.layers.0.attention_residual", "post-norm"),
+    "adanorm": ({"norm": "adanorm"}, "encoder.layers.0.attention_residual.norm", "quadratic"),
+    "one-adanorm": (
+        {"rules": [("decoder.norm", "adanorm:k=0.2")]},
+        "decoder.norm (adanorm:k=0.2)",
+        "quadratic",
+    ),
+    "rmsnorm": ({"norm": "rmsnorm"}, "encoder.layers.0.attention_residual.norm", "mean"),
+    "one-rmsnorm": (
+        {"rules": [("*.1.feed_forward_residual.norm", "rmsnorm")]},
+        "encoder.layers.1.feed_forward_residual.norm",
+        "mean",
+    ),
+    "prmsnorm": ({"norm": "prmsnorm"}, "norm (prmsnorm)", "mean"),
+    "scalenorm": ({"norm": "scalenorm"}, "norm (scalenorm)", "mean"),
+    "dyt": ({"norm": "dyt"}, "norm (dyt)", "mean"),
+    "derf": ({"norm": "derf"}, "norm (derf)", "mean"),
+    "crmsnorm": ({"norm": "crmsnorm"}, "norm (crmsnorm)", "mean"),
+    "l1norm": ({"norm": "l1norm"}, "norm (l1norm)", "another statistic"),
+    "linfnorm": ({"norm": "linfnorm"}, "norm (linfnorm)", "another statistic"),
+    "topknorm": ({"norm": "topknorm"}, "norm (topknorm)", "another statistic"),
+    "none": ({"norm": "none"}, "norm (none)", "no norm"),
+    "sandwich": (
+        {"placement": "sandwich"},
+        "encoder.layers.0.attention_residual.norm_out",
+        "gain that differs",
+    ),
+}
+
+
+@pytest.mark.parametrize("to", CONVERSIONS)
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_exact_is_refused_and_left_alone(case: str, to: str) -> None:
+    options, name, reason = REFUSED[case]
+    model = scramble(seq2seq(**options))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    kinds = [type(m).__name__ for m in model.modules()]
+    with pytest.raises(UserError) as failure:
+        CONVERSIONS[to](model)
+    assert name in str(failure.value)
+    assert reason in str(failure.value)
+    assert "\n" not in str(failure.value)
+    assert unchanged(model, before, kinds)
+
+
+def test_nothing_left_to_convert_is_an_error() -> None:
+    model = scramble(seq2seq())
+    to_rmsnorm(model)
+    with pytest.raises(UserError, match="already"):
+        to_rmsnorm(model)
+    to_crmsnorm(model)
+    with pytest.raises(UserError, match=r"crmsnorm:affine=false"):
+        to_crmsnorm(model)
+
+
+def test_back_conversion_wants_streams_without_a_mean() -> None:
+    with pytest.raises(UserError, match="centres already"):
+        to_layernorm(scramble(seq2seq()))
+    with pytest.raises(UserError, match=r"encoder.layers.0.attention.output adds a mean"):
+        to_layernorm(scramble(seq2seq(norm="rmsnorm")))
+    model = scramble(seq2seq())
+    to_rmsnorm(model)
+    spoiled = copy.deepcopy(model)
+    with torch.no_grad():
+        spoiled.decoder.layers[1].feed_forward.outer.bias[3] += 0.01
+    with pytest.raises(UserError, match=r"decoder.layers.1.feed_forward.outer adds a mean"):
+        to_layernorm(spoiled)
+    model.zero_mean = "none"
+    with pytest.raises(UserError, match=r"source_embedding adds a mean"):
+        to_layernorm(model)
+
+
+class Custom(nn.Module):
+    """Somebody's own Pre-LN model, its embedding tied to its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 6)
+        self.norm = nn.LayerNorm(6)
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.last = nn.LayerNorm(6, elementwise_affine=False)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        x = x + self.outer(self.inner(self.norm(x)).relu())
+        return self.head(self.last(x))
+
+
+CUSTOM = Stream(6, {"norm": ("inner",), "last": ("head",)}, ("outer",), ("table",))
+
+
+@pytest.mark.parametrize("to", [*CONVERSIONS, "layernorm"])
+def test_any_model_with_its_streams_described(to: str) -> None:
+    model = scramble(Custom()).double()
+    ids = torch.randint(9, (4, 5))
+    expected = model(ids).detach()
+    with pytest.raises(UserError, match="streams of a Custom are not known"):
+        to_rmsnorm(model)
+    if to == "crmsnorm":
+        to_crmsnorm(model, streams=[CUSTOM])
+    else:
+        to_rmsnorm(model, streams=[CUSTOM])
+        assert model.head.weight is model.table.weight
+    if to == "layernorm":
+        to_layernorm(model, streams=[CUSTOM])
+        assert type(model.norm) is nn.LayerNorm
+        assert type(model.table) is nn.Embedding
+    assert relative_error(model(ids).detach(), expected) <= 1e-12
+    assert relative_error(copy.deepcopy(model)(ids).detach(), expected) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"writers": ("missing",)}, "no module or parameter missing"),
+        ({"writers": ("norm",)}, "norm is a LayerNorm, not a plain linear map"),
+        ({"writers": ("inner",)}, "inner writes 8 features into a stream of 6"),
+        ({"norms": {"absent": ()}}, "no module absent"),
+        ({"norms": {"inner": ()}}, "inner (Linear) can't be converted"),
+        ({"width": 7}, r"norm norms (6,), but its stream has 7"),
+        ({"entry": "nowhere"}, "no module nowhere"),
+    ],
+)
+def test_a_wrong_description_is_refused(change: dict[str, Any], message: str) -> None:
+    plain = {"width": 6, "norms": {"norm": ("inner",)}, "writers": ("outer",)} | change
+    with pytest.raises(UserError) as failure:
+        to_rmsnorm(Custom(), streams=[Stream(**plain)])
+    assert message in str(failure.value)
+
+
+def test_parametrized_shared_and_quantized_writers_are_refused() -> None:
+    model = Custom()
+    nn.utils.parametrizations.weight_norm(model.outer)
+    with pytest.raises(UserError, match="outer is a .*Linear, not a plain linear map"):
+        to_rmsnorm(model, streams=[CUSTOM])
+    model = Custom()
+    model.spare = nn.Linear(8, 6)
+    model.spare.weight = model.outer.weight
+    with pytest.raises(UserError, match="outer shares its weight with spare"):
+        to_rmsnorm(model, streams=[CUSTOM])
+    model = Custom()
+    outside = Stream(6, {"norm": ("inner",), "last": ()}, ("outer",), ("table",))
+    with pytest.raises(UserError, match="the output of last leaves the model"):
+        to_crmsnorm(model, streams=[outside])
+    twice = Stream(6, {"norm": ("inner",), "last": ("inner",)}, ("outer",), ("table",))
+    with pytest.raises(UserError, match="inner reads two norms"):
+        to_crmsnorm(model, streams=[twice])
+    with pytest.raises(TypeError, match="a torch module is converted"):
+        to_rmsnorm("model")  # type: ignore[arg-type]
