@@ -1,4 +1,4 @@
-"""``normtrain recipes`` and ``normtrain norms``: what there is to choose from."""
+"""``normtrain recipes``: list, show or copy them."""
 
 from __future__ import annotations
 
@@ -69,44 +69,3 @@ def copy_recipe(name: str, file: Path, force: bool) -> None:
         raise UserError(f"{file} exists; --force overwrites it")
     file.write_text(text, encoding="utf-8")
     click.echo(file)
-
-
-@click.group(context_settings=SETTINGS)
-@debug_option
-def norms() -> None:
-    """List or show normalizers."""
-
-
-@norms.command("list")
-@debug_option
-def list_norms() -> None:
-    """Every norm with its formula."""
-    from normtrain.norms import norm_info, norm_names
-
-    known = [norm_info(name) for name in norm_names()]
-    width = max(len(info.name) for info in known)
-    for info in known:
-        click.echo(f"{info.name:<{width}}  {info.formula}")
-
-
-@norms.command("show")
-@click.argument("name")
-@debug_option
-def show_norm(name: str) -> None:
-    """One norm: formula, parameters, options with their defaults, and the paper."""
-    from normtrain.norms import norm_info
-
-    info = norm_info(name)
-    options = [
-        f"{option}={'unset' if default is None else default}"
-        for option, default in info.options.items()
-    ]
-    rows = {
-        "formula": info.formula,
-        "parameters": info.parameters or "none",
-        "options": ", ".join(options) or "none",
-        "source": info.source,
-    }
-    click.echo(f"{info.name}: {info.summary}")
-    for label, text in rows.items():
-        click.echo(f"  {label:<10}  {text}")

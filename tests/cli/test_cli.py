@@ -317,16 +317,6 @@ def test_recipes_are_listed_shown_and_copied(call: Call, tmp_path: Path) -> None
     assert resolved.startswith("name: mine\n")
 
 
-def test_norms_are_listed_and_shown(call: Call) -> None:
-    from normtrain.norms import norm_names
-
-    listed = call("norms", "list").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == list(norm_names())
-    shown = call("norms", "show", "PRMS-norm").stdout
-    assert shown.startswith("prmsnorm: ")
-    assert "p=0.0625" in shown
-
-
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("command", ["", "fit", "evaluate", "translate", "recipes copy"])
 def test_help_everywhere(call: Call, command: str, flag: str) -> None:
