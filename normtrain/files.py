@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from normtrain.errors import RunError
+from normtrain.errors import RunError, UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write(temporary_path)``, then rename: ``path`` is the old file or the whole new one.
 
     Raises:
+        UserError: if ``path`` is a device, a pipe or a folder, which a rename would replace.
         RunError: if the disk is full or the folder can't be written; the temporary is removed.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; name a new file or one to replace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import torch
 
 from normtrain.errors import UserError
 from normtrain.files import write_atomically
-from normtrain.run.checkpoint import read_checkpoint
+from normtrain.run.checkpoint import check_output, read_checkpoint
 
 
 def average(run: Path, *, last: int, output: Path) -> str:
@@ -24,7 +24,8 @@ def average(run: Path, *, last: int, output: Path) -> str:
         A line that says what was averaged.
 
     Raises:
-        ValueError: if there are fewer checkpoints, or ``last`` is below 1.
+        ValueError: if there are fewer checkpoints, or ``last`` is below 1, or
+            ``output`` is no place for it.
         RunError: if the file can't be written.
     """
     if last < 1:
@@ -35,8 +36,7 @@ def average(run: Path, *, last: int, output: Path) -> str:
             f"{run} has {len(files)} numbered checkpoints, {last} were asked for; ask for fewer, "
             f"or train with a larger train.keep"
         )
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; -o takes a file's name")
+    check_output(output)
     # Float64 sums, one file in memory at a time: a checkpoint also has the optimizer's state.
     sums: dict[str, torch.Tensor] = {}
     steps: list[int] = []

@@ -122,6 +122,22 @@ def read_checkpoint(target: Path) -> Checkpoint:
     )
 
 
+def check_output(output: Path) -> None:
+    """Refuse to write a made checkpoint where it would do harm.
+
+    Raises:
+        ValueError: if ``output`` is a folder, a device, or among the checkpoints of a run, where
+            resuming and averaging would take it for one of the run's own.
+    """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder; -o takes a file's name")
+    if output.exists() and not output.is_file():
+        raise UserError(f"{output} is no regular file; -o takes a new file's name")
+    folder = output.absolute().parent
+    if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
+        raise UserError(f"{output} is among a run's own checkpoints; -o takes another place")
+
+
 def _load(path: Path) -> Any:
     """Read a file as plain data."""
     try:

@@ -15,7 +15,7 @@ from normtrain.errors import RunError, UserError
 from normtrain.files import write_atomically
 from normtrain.models import Seq2Seq, build_model, norm_sites
 from normtrain.recipe import Recipe
-from normtrain.run.checkpoint import PREFIX, Checkpoint, read_checkpoint
+from normtrain.run.checkpoint import PREFIX, Checkpoint, check_output, read_checkpoint
 from normtrain.surgery import ConversionReport, to_crmsnorm, to_layernorm, to_rmsnorm
 
 CONVERSIONS: dict[str, Callable[[nn.Module], ConversionReport]] = {
@@ -42,15 +42,14 @@ def convert(target: Path, *, to: str, output: Path) -> str:
 
     Raises:
         ValueError: the conversion would not be exact (the module and the reason are named), the
-            checkpoint can't be read, or ``output`` is a folder or the checkpoint itself.
+            checkpoint can't be read, or ``output`` is no place for it.
         RunError: the file can't be written.
     """
     if to not in CONVERSIONS:
         raise UserError(f"--to is one of {', '.join(CONVERSIONS)}, not {to!r}")
     checkpoint = read_checkpoint(Path(target))
     output = Path(output)
-    if output.is_dir():
-        raise UserError(f"{output} is a folder; -o takes a file's name")
+    check_output(output)
     if output.exists() and output.samefile(checkpoint.path):
         raise UserError(f"{output} is the checkpoint to convert; -o takes another file's name")
     original = checkpoint.model()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
-from normtrain.surgery.counterparts import CENTRING, RMS, kind_of
-from normtrain.surgery.features import check_linear, is_zero_mean, output_slots
+from normtrain.models.positions import Positions
+from normtrain.surgery.counterparts import kind_of
+from normtrain.surgery.features import is_zero_mean, output_slots
+from normtrain.surgery.plain import check_linear, check_values, is_transposed
 
 if TYPE_CHECKING:
     from normtrain.surgery.streams import Stream
@@ -20,28 +22,48 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
 
     Raises:
         UserError: a module is missing, is of a kind that can't be converted exactly, has another
-            width, or shares a weight with something off the stream.
+            width, is named twice, or shares a weight with something off the stream.
     """
     if not streams:
         raise UserError("there is no residual stream to convert")
+    check_values(model)
     for stream in streams:
         for name in (*stream.norms, *stream.outer_norms):
             norm = find(model, name)
             kind_of(norm, name)
             _check_width(norm, name, stream.width)
+            if _eps_unknown(norm):
+                raise UserError(f"{name} takes its eps from its input's dtype; give it a number")
         for name in stream.writers:
-            slots = output_slots(model, name)
-            module, kept, axis = slots[0]
-            if getattr(module, kept).size(axis) != stream.width:
-                raise UserError(
-                    f"{name} writes {getattr(module, kept).size(axis)} features into a stream "
-                    f"of {stream.width}"
-                )
+            wide = _width_written(model, name)
+            if wide != stream.width:
+                raise UserError(f"{name} writes {wide} features into a stream of {stream.width}")
         for name in stream.inputs:
-            output_slots(model, name)
+            if (wide := _width_written(model, name)) != stream.width:
+                raise UserError(f"{name} gives {wide} features to a stream of {stream.width}")
         if stream.entry is not None:
             find(model, stream.entry)
+    _check_named_once(model, streams)
     _check_sharing(model, streams)
+
+
+def _eps_unknown(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.RMSNorm) and norm.eps is None and norm.weight is None
+
+
+def _width_written(model: nn.Module, name: str) -> int:
+    module, kept, axis = output_slots(model, name)[0]
+    return int(getattr(module, kept).size(axis))
+
+
+def _check_named_once(model: nn.Module, streams: Sequence[Stream]) -> None:
+    """Each writer stands for itself: one that is dropped from twice would lose two features."""
+    seen: dict[int, str] = {}
+    for name in (name for stream in streams for name in stream.writers):
+        module = find(model, name)
+        if id(module) in seen:
+            raise UserError(f"{name} and {seen[id(module)]} are one module; it can't be converted")
+        seen[id(module)] = name
 
 
 def find(model: nn.Module, name: str) -> nn.Module:
@@ -79,15 +101,18 @@ def check_outer_norms(model: nn.Module, stream: Stream) -> None:
 
 def _check_sharing(model: nn.Module, streams: Sequence[Stream]) -> None:
     """A writer's weight must not be used elsewhere, where the change would be felt."""
-    users: dict[int, list[str]] = {}
+    users: dict[int, list[tuple[nn.Module, str]]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
-            if parameter is not None:
-                users.setdefault(id(parameter), []).append(name)
+            users.setdefault(id(parameter), []).append((module, name))
     for stream in streams:
-        for writer in stream.writers:
-            for module, kept, _ in output_slots(model, writer):
-                others = [u for u in users[id(getattr(module, kept))] if u != writer]
+        for writer in (*stream.writers, *stream.inputs):
+            slots = output_slots(model, writer)
+            if isinstance(slots[0][0], nn.Embedding | Positions):
+                continue  # a tied embedding is recentred as it is looked up
+            for module, kept, _ in slots:
+                sharing = users[id(getattr(module, kept))]
+                others = [name for user, name in sharing if user is not module]
                 if others:
                     raise UserError(
                         f"{writer} shares its {kept} with {others[0]}; untie them first"
@@ -100,7 +125,7 @@ def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
     Raises:
         UserError: a reader is no plain linear map, reads two norms, or lies outside the model.
     """
-    seen: set[str] = set()
+    seen: dict[int, str] = {}
     for stream in streams:
         if stream.width < 2:
             raise UserError("a stream of one feature has nothing left when one is dropped")
@@ -111,10 +136,17 @@ def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
                     f"convert the model together with its (linear) head"
                 )
             for reader in readers:
-                if reader in seen:
+                module = find(model, reader)
+                if id(module) in seen:
                     raise UserError(f"{reader} reads two norms, so neither can be folded into it")
-                seen.add(reader)
-                check_linear(find(model, reader), reader)
+                seen[id(module)] = reader
+                check_linear(module, reader)
+                weight: Tensor = module.weight  # type: ignore[assignment]
+                wide = weight.size(0 if is_transposed(module) else 1)
+                if wide != stream.width:
+                    raise UserError(
+                        f"{reader} reads {wide} features, but {norm} gives {stream.width}"
+                    )
 
 
 def norm_kinds(model: nn.Module, stream: Stream) -> dict[str, str]:
@@ -139,8 +171,8 @@ def check_centred(model: nn.Module, stream: Stream, centred_when_run: Iterable[s
         if name not in fine and not is_zero_mean(output_slots(model, name)):
             raise UserError(
                 f"{name} adds a mean to the stream, so the RMSNorms that read it do not equal "
-                f"LayerNorms; only what was converted from Pre-LN, or trained with a zero mean, "
-                f"meets the condition"
+                f"LayerNorms; only a model converted from Pre-LN (and neither trained since nor "
+                f"rounded to a narrower dtype and back) or trained with zero_mean has none"
             )
     if not fine.issuperset(stream.outer_norms):
         check_outer_norms(model, stream)
@@ -150,8 +182,26 @@ def check_centred(model: nn.Module, stream: Stream, centred_when_run: Iterable[s
             raise UserError(f"the bias of {name} adds a mean to the stream")
 
 
-def all_are(kinds: Iterable[str], wanted: str) -> bool:
-    """Whether there is any and all are of that kind."""
-    found = set(kinds)
-    assert wanted in (CENTRING, RMS)
-    return found == {wanted}
+_WRITES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+
+
+def unnamed(model: nn.Module, streams: Sequence[Stream]) -> list[str]:
+    """Modules that give as many features as a stream has, though no stream names them.
+
+    A writer that is forgotten keeps its mean, and nothing would fail. Where a stream begins at an
+    ``entry``, what lies ahead of it is not told from what lies behind, and nothing is listed.
+    """
+    if any(stream.entry is not None for stream in streams):
+        return []
+    named = {name for s in streams for name in (*s.writers, *s.inputs, *s.norms, *s.outer_norms)}
+    named |= {reader for s in streams for readers in s.norms.values() for reader in readers}
+    modules = {id(find(model, n)) for n in named if n in dict(model.named_modules())}
+    widths = {stream.width for stream in streams}
+    sizes = ("out_features", "nf", "out_channels", "embedding_dim")
+    return [
+        name
+        for name, module in model.named_modules()
+        if id(module) not in modules
+        and (isinstance(module, _WRITES) or is_transposed(module))
+        and any(getattr(module, size, None) in widths for size in sizes)
+    ]

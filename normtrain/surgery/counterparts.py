@@ -9,63 +9,69 @@ from normtrain.errors import UserError
 from normtrain.norms import (
     AdaNorm,
     CRMSNorm,
+    Derf,
     DetachNorm,
+    DyT,
+    FixNorm,
     L1Norm,
     LayerNorm,
     LayerNormSimple,
     LInfNorm,
     NoNorm,
+    PRMSNorm,
     RMSNorm,
+    ScaleNorm,
     TopKNorm,
 )
-from normtrain.norms.base import NormBase
+from normtrain.surgery.plain import check_unchanged, runs_as
 
 CENTRING, RMS = "centring", "rms"
+
+
+_CENTRING = (LayerNorm, LayerNormSimple, DetachNorm, nn.LayerNorm)
+_RMS = (RMSNorm, nn.RMSNorm)
 
 
 def kind_of(module: nn.Module, name: str) -> str:
     """``CENTRING`` for what equals RMSNorm on centred rows, ``RMS`` for RMSNorm itself.
 
     Raises:
-        UserError: the module has no exact counterpart; it and the reason are named.
+        UserError: the module has no exact counterpart, or something else changes what it does; it
+            and the reason are named.
     """
-    if isinstance(module, LayerNorm | LayerNormSimple | DetachNorm):
-        return CENTRING
-    if isinstance(module, nn.LayerNorm) and type(module).forward is nn.LayerNorm.forward:
-        return CENTRING
-    if isinstance(module, RMSNorm):
-        return RMS
-    if isinstance(module, nn.RMSNorm) and type(module).forward is nn.RMSNorm.forward:
-        return RMS
+    for kind, classes in ((CENTRING, _CENTRING), (RMS, _RMS)):
+        if isinstance(module, classes) and runs_as(module, classes):
+            check_unchanged(module, name)
+            return kind
+    raise UserError(f"{name} ({label(module)}) can't be converted exactly: {_obstacle(module)}")
+
+
+def _obstacle(module: nn.Module) -> str:
     if isinstance(module, AdaNorm):
-        reason = "its output is quadratic in the normed row, which RMSNorm's is not"
-    elif isinstance(module, L1Norm | LInfNorm | TopKNorm):
-        reason = "it divides by another statistic than the root mean square"
-    elif isinstance(module, NoNorm | nn.Identity):
-        reason = "there is no norm: what follows reads the stream with its mean"
-    elif isinstance(module, NormBase | nn.RMSNorm):
-        reason = "its output changes with the row's mean, which the conversion removes"
-    else:
-        reason = "it is not known to ignore the row's mean and to equal RMSNorm without it"
-    raise UserError(f"{name} ({_label(module)}) can't be converted exactly: {reason}")
-
-
-def _label(module: nn.Module) -> str:
-    return str(getattr(module, "spec", type(module).__name__))
+        return "its output is quadratic in the normed row, which RMSNorm's is not"
+    if isinstance(module, L1Norm | LInfNorm | TopKNorm):
+        return "it divides by another statistic than the root mean square"
+    if isinstance(module, NoNorm | nn.Identity):
+        return "there is no norm: what follows reads the stream with its mean"
+    if isinstance(module, CRMSNorm):
+        return "it is CRMSNorm already"
+    if type(module) in (PRMSNorm, ScaleNorm, FixNorm, DyT, Derf):
+        return "its output changes with the row's mean, which the conversion removes"
+    return "it is not known to ignore the row's mean and to equal RMSNorm without it"
 
 
 def label(module: nn.Module) -> str:
     """A norm's spec string, or its class's name."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return f"torch.nn.{type(module).__name__}"
-    return _label(module)
+    return str(getattr(module, "spec", type(module).__name__))
 
 
 def _eps(module: nn.Module) -> float:
     eps = getattr(module, "eps", None)
-    if eps is None:  # torch.nn.RMSNorm takes the rounding unit of the dtype
-        dtype = module.weight.dtype if module.weight is not None else torch.float32
-        eps = torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps  # type: ignore
+    if eps is None:  # torch.nn.RMSNorm takes the rounding unit of what it computes in
+        wide = module.weight is not None and module.weight.dtype == torch.float64
+        return torch.finfo(torch.float64 if wide else torch.float32).eps
     return float(eps)
 
 

@@ -22,24 +22,22 @@ from normtrain.models.embedding import TokenModel
 from normtrain.norms import DetachNorm
 from normtrain.surgery import own
 from normtrain.surgery.checks import (
-    all_are,
     check_centred,
     check_outer_norms,
     check_readers,
     check_streams,
     norm_kinds,
+    unnamed,
 )
 from normtrain.surgery.counterparts import CENTRING, RMS, crms_of, label, layer_norm_of, rms_of
 from normtrain.surgery.features import (
     ZeroMeanEmbedding,
-    entry_hooks,
     fold,
     output_slots,
     recentre,
     recentre_and_drop,
-    recentre_and_drop_entry,
-    recentre_entry,
 )
+from normtrain.surgery.plain import entry_hooks, recentre_and_drop_entry, recentre_entry
 from normtrain.surgery.report import ConversionReport
 from normtrain.surgery.streams import Stream, streams_of
 
@@ -69,7 +67,7 @@ def to_rmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> 
     streams = _checked(model, streams)
     folding = isinstance(model, TokenModel) and model.zero_mean == "stream"
     kinds = _readable(model, streams)
-    if all_are(kinds.values(), RMS) and not folding:
+    if set(kinds.values()) == {RMS} and not folding:
         raise UserError(
             "every norm on the model's streams is RMSNorm already; there is nothing to convert"
         )
@@ -112,6 +110,7 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
     _readable(model, streams)
     check_readers(model, streams)
     report = _report(model, "crmsnorm", streams)
+    tied = [n for s in streams for n in s.inputs if _is_tied(model, _named(model, n))]
     if isinstance(model, TokenModel):
         own.narrow_embeddings(model, list(streams))
         own.narrow_attentions(model)
@@ -131,7 +130,7 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
             if isinstance(bias, nn.Parameter):
                 recentre([(model.get_submodule(name), "bias", 0)])
     if not isinstance(model, TokenModel):
-        _narrow_inputs(model, streams, report)
+        _narrow_inputs(model, streams, tied, report)
     _replace(model, [n for s in streams for n in s.norms], crms_of, report)
     outer = [n for s in streams for n in s.outer_norms]
     _replace(model, outer, lambda old: crms_of(old, keep=True), report)
@@ -155,7 +154,7 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
     streams = _checked(model, streams)
     for stream in streams:
         kinds = norm_kinds(model, stream)
-        if not all_are(kinds.values(), RMS):
+        if CENTRING in kinds.values():
             first = next(name for name, kind in kinds.items() if kind == CENTRING)
             raise UserError(
                 f"{first} ({label(model.get_submodule(first))}) centres already; only RMSNorm "
@@ -167,17 +166,27 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
     _replace(model, _all_norms(streams), lambda old: layer_norm_of(old, own=ours), report)
     if isinstance(model, TokenModel):
         own.set_zero_mean(model, "none")  # the LayerNorms do it
-    for name, module in list(model.named_modules()):
-        if isinstance(module, ZeroMeanEmbedding):
-            model.set_submodule(name, module.plain())
-        _remove_hooks(module)
+    for stream in streams:
+        for name in stream.inputs:
+            if isinstance(module := _named(model, name), ZeroMeanEmbedding):
+                model.set_submodule(name, module.plain())
+        if stream.entry is not None:
+            _remove_hooks(model.get_submodule(stream.entry))
     return _finished(model, report)
 
 
 def _checked(model: nn.Module, streams: Sequence[Stream] | None) -> Sequence[Stream]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch module is converted, not {model!r}")
-    streams = streams_of(model) if streams is None else streams
+    known = streams_of(model) if streams is None or isinstance(model, TokenModel) else None
+    streams = [streams] if isinstance(streams, Stream) else streams
+    if streams is not None and known is not None and list(streams) != known:
+        raise UserError(f"the streams of a {type(model).__name__} are known; leave streams out")
+    inner = [n for n, m in model.named_modules() if n and isinstance(m, TokenModel)]
+    if inner:
+        raise UserError(f"the model to convert is the {inner[0]} of this module; pass that")
+    streams = known if streams is None else streams
+    assert streams is not None
     check_streams(model, streams)
     return streams
 
@@ -214,14 +223,20 @@ def _named(model: nn.Module, name: str) -> object:
 
 
 def _report(model: nn.Module, to: str, streams: Sequence[Stream]) -> ConversionReport:
-    """A report that names the norms off the streams."""
-    on = set(_all_norms(streams))
+    """A report that names the norms off the streams, and what the streams may have left out."""
+    on = {*_all_norms(streams), "embedding_norm"}
     left = {
         name: label(module)
         for name, module in model.named_modules()
         if name and name not in on and "Norm" in type(module).__name__
     }
-    return ConversionReport(to, left=left)
+    report = ConversionReport(to, left=left)
+    if forgotten := unnamed(model, streams):
+        report.notes.append(
+            f"no stream names {', '.join(forgotten)}, which have a stream's width: check that "
+            f"nothing of theirs is added to it"
+        )
+    return report
 
 
 def _all_norms(streams: Sequence[Stream]) -> list[str]:
@@ -262,7 +277,9 @@ def _recentre_inputs(model: nn.Module, stream: Stream, report: ConversionReport)
         report.notes.append(f"what enters {stream.entry} is recentred when the model runs")
 
 
-def _narrow_inputs(model: nn.Module, streams: Sequence[Stream], report: ConversionReport) -> None:
+def _narrow_inputs(
+    model: nn.Module, streams: Sequence[Stream], tied: list[str], report: ConversionReport
+) -> None:
     done: set[int] = set()
     for stream in streams:
         for name in stream.inputs:
@@ -283,17 +300,17 @@ def _narrow_inputs(model: nn.Module, streams: Sequence[Stream], report: Conversi
                 f"what enters {stream.entry} is recentred, and its last feature dropped, when "
                 f"the model runs"
             )
-    config = getattr(model, "config", None)
-    if getattr(config, "tie_word_embeddings", False):
-        config.tie_word_embeddings = False  # type: ignore[union-attr]
-        report.notes.append("the output matrix is no longer tied to the embedding")
+    if tied:
+        report.notes.append(f"{', '.join(tied)} is no longer tied to an output matrix")
+        if getattr(model, "config", None) is not None:
+            model.config.tie_word_embeddings = False  # type: ignore[union-attr]
 
 
-def _is_tied(model: nn.Module, embedding: nn.Embedding) -> bool:
-    return any(
-        parameter is embedding.weight
+def _is_tied(model: nn.Module, table: object) -> bool:
+    return isinstance(table, nn.Embedding) and any(
+        parameter is table.weight
         for module in model.modules()
-        if module is not embedding
+        if module is not table
         for parameter in module._parameters.values()
     )
 

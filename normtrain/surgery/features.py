@@ -7,45 +7,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from normtrain.errors import UserError
 from normtrain.models.positions import Positions
+from normtrain.surgery.plain import (
+    check_linear,
+    check_unchanged,
+    is_position_table,
+    is_transposed,
+    runs_as,
+)
 
 Slot = tuple[nn.Module, str, int]
 """A module, the name of one of its parameters, and the axis its features are on."""
 
-# How far from zero, in units of rounding, the mean of what counts as zero-mean may lie.
-_ROUNDINGS = 64.0
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether this is the ``(in, out)`` linear map that Hugging Face's GPT-2 calls Conv1D."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the module computes what torch's class of one of these kinds does."""
-    return (
-        isinstance(module, kinds)
-        and not parametrize.is_parametrized(module)
-        and any(type(module).forward is kind.forward for kind in kinds)
-    )
-
-
-def check_linear(module: nn.Module, name: str) -> None:
-    """Refuse what is not a plain linear map with floating-point weights.
-
-    Raises:
-        UserError: it is something else, quantized, parametrized or wrapped.
-    """
-    if not (_is_plain(module, (nn.Linear,)) or is_transposed(module)):
-        raise UserError(
-            f"{name} is a {type(module).__name__}, not a plain linear map, so its output can't be "
-            f"recentred exactly; merge adapters and remove parametrizations first"
-        )
-    if not module.weight.is_floating_point():  # type: ignore[operator]
-        raise UserError(f"{name} has quantized weights, which can't be recentred exactly")
+# A mean within this many roundings of the average magnitude is none: recentring and rounding once
+# leaves at most half of one, and weights that were never recentred have many.
+_ROUNDINGS = 2.0
 
 
 def output_slots(model: nn.Module, name: str) -> list[Slot]:
@@ -68,15 +46,30 @@ def output_slots(model: nn.Module, name: str) -> list[Slot]:
     if not isinstance(target, nn.Module):
         raise UserError(f"the model has no module or parameter {name}")
     if isinstance(target, nn.Embedding):
-        if target.max_norm is not None or parametrize.is_parametrized(target):
-            raise UserError(f"{name} changes its weight when it is read; remove that first")
+        _check_embedding(target, name)
         return [(target, "weight", 1)]
-    if not _is_plain(target, (nn.Conv1d, nn.Conv2d)):
+    if isinstance(target, nn.Conv1d | nn.Conv2d) and runs_as(target, [nn.Conv1d, nn.Conv2d]):
+        if target.groups != 1:
+            raise UserError(f"{name} is a grouped convolution, whose output can't be recentred")
+        check_unchanged(target, name)
+    else:
         check_linear(target, name)
     slots: list[Slot] = [(target, "weight", 1 if is_transposed(target) else 0)]
     if target.bias is not None:
         slots.append((target, "bias", 0))
     return slots
+
+
+def _check_embedding(table: nn.Embedding, name: str) -> None:
+    """Refuse an embedding that does more than choose rows."""
+    if not (runs_as(table, [nn.Embedding, ZeroMeanEmbedding]) or is_position_table(table)):
+        raise UserError(
+            f"{name} is a {type(table).__name__}, which may do more than look vectors up; put a "
+            f"plain embedding in its place"
+        )
+    if table.max_norm is not None:
+        raise UserError(f"{name} changes its weight when it is read (max_norm); set it to None")
+    check_unchanged(table, name)
 
 
 def centred(tensor: Tensor, axis: int) -> Tensor:
@@ -86,14 +79,12 @@ def centred(tensor: Tensor, axis: int) -> Tensor:
 
 
 def is_zero_mean(slots: list[Slot]) -> bool:
-    """Whether the features have no mean, up to rounding."""
+    """Whether the features have no mean, up to the rounding of their dtype."""
     for module, name, axis in slots:
         tensor: Tensor = getattr(module, name).detach()
-        if tensor.numel() == 0:
-            continue
-        largest = tensor.double().abs().amax()
-        limit = _ROUNDINGS * torch.finfo(tensor.dtype).eps * largest
-        if bool((tensor.double().mean(axis).abs() > limit).any()):
+        wide = tensor.double()
+        limit = _ROUNDINGS * torch.finfo(tensor.dtype).eps * wide.abs().mean(axis)
+        if bool((wide.mean(axis).abs() > limit).any()):
             return False
     return True
 
@@ -140,10 +131,13 @@ def fold(reader: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
     axis = 0 if is_transposed(reader) else 1
     old: Tensor = reader.weight  # type: ignore[assignment]
     columns = old.detach().double().movedim(axis, -1)
-    if bias is not None and bool((bias != 0).any()):
+    if bias is not None:
         offset = columns @ bias.detach().double()
         had: Tensor | None = reader.bias  # type: ignore[assignment]
-        put(reader, "bias", offset if had is None else had.detach().double() + offset, old)
+        if had is None:
+            put(reader, "bias", offset, old)
+        else:
+            put(reader, "bias", had.detach().double() + offset, had)
     if weight is not None:
         columns = columns * weight.detach().double()
     put(reader, "weight", (columns[..., :-1] - columns[..., -1:]).movedim(-1, axis), old)
@@ -189,26 +183,3 @@ class ZeroMeanEmbedding(nn.Embedding):
         """Vectors ``(..., dim)`` of ids ``(...)``, each minus its mean."""
         vectors = super().forward(input)
         return vectors - vectors.mean(-1, keepdim=True)
-
-
-def recentre_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A forward pre-hook that recentres the first argument, ``(..., width)``."""
-    if args:
-        return (args[0] - args[0].mean(-1, keepdim=True), *args[1:]), kwargs
-    name, first = next(iter(kwargs.items()))
-    return args, {**kwargs, name: first - first.mean(-1, keepdim=True)}
-
-
-def recentre_and_drop_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A forward pre-hook that recentres the first argument and drops its last feature."""
-    args, kwargs = recentre_entry(module, args, kwargs)
-    if args:
-        return (args[0][..., :-1], *args[1:]), kwargs
-    name, first = next(iter(kwargs.items()))
-    return args, {**kwargs, name: first[..., :-1]}
-
-
-def entry_hooks(module: nn.Module) -> list[int]:
-    """The ids of the hooks of this file that a module has."""
-    ours = (recentre_entry, recentre_and_drop_entry)
-    return [key for key, hook in module._forward_pre_hooks.items() if hook in ours]

@@ -25,7 +25,7 @@ def _heads(model: nn.Module, prefix: str) -> tuple[str, ...]:
     if not prefix:
         return ()
     children = {n: m for n, m in model.named_children() if f"{n}." != prefix}
-    heads = {n: m for n, m in children.items() if next(m.parameters(), None) is not None}
+    heads = {n: m for n, m in children.items() if not isinstance(m, nn.Dropout | nn.Identity)}
     return tuple(heads) if all(type(m) is nn.Linear for m in heads.values()) else ()
 
 
@@ -162,6 +162,15 @@ def whisper(model: nn.Module) -> list[dict[str, Any]]:
             plain["inputs"] = (f"{at}embed_tokens", f"{at}embed_positions")
         streams.append(plain)
     return streams
+
+
+_PARTS = {"gpt2": "h", "opt": "decoder", "gpt_neox": "layers", "vit": "embeddings"}
+
+
+def is_whole(model: nn.Module, family: str) -> bool:
+    """Whether the module is a model of the family, with or without a head, and no part of one."""
+    base, _ = _base(model)
+    return hasattr(base, _PARTS.get(family, "")) if family in _PARTS else True
 
 
 FAMILIES: dict[str, Callable[[nn.Module], list[dict[str, Any]]]] = {

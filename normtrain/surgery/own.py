@@ -45,7 +45,7 @@ def narrow_embeddings(model: TokenModel, streams: list[Stream]) -> None:
     for name in dict.fromkeys(name for stream in streams for name in stream.inputs):
         module = model.get_submodule(name)
         if isinstance(module, Positions):
-            _narrow_positions(module)
+            _narrow_positions(module, trained=model.head.weight.requires_grad)
     tables = [model.get_submodule(n) for s in streams for n in s.inputs]
     for table in dict.fromkeys(m for m in tables if isinstance(m, nn.Embedding)):
         vectors: Tensor = table.weight.detach()
@@ -57,7 +57,7 @@ def narrow_embeddings(model: TokenModel, streams: list[Stream]) -> None:
     model.embedding_norm, model.tied = None, False
 
 
-def _narrow_positions(positions: Positions) -> None:
+def _narrow_positions(positions: Positions, *, trained: bool) -> None:
     """A table of vectors with no mean and one feature fewer; no formula gives it, so it is kept."""
     learned = positions.kind == "learned"
     old: Tensor = positions.weight if learned else positions.table
@@ -65,7 +65,7 @@ def _narrow_positions(positions: Positions) -> None:
     if not learned:
         del positions.table
         positions.kind = "learned"
-        positions.weight.requires_grad_(True)
+        positions.weight.requires_grad_(trained)
 
 
 def narrow_attentions(model: TokenModel) -> None:

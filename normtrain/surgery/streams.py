@@ -44,6 +44,12 @@ class Stream:
     outer_norms: tuple[str, ...] = ()
     entry: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a single name where several are meant, which would be read letter by letter."""
+        for names in (self.writers, self.inputs, self.outer_norms, *self.norms.values()):
+            if isinstance(names, str):
+                raise TypeError(f"a stream takes several names, such as [{names!r}], not {names!r}")
+
 
 def streams_of(model: nn.Module) -> list[Stream]:
     """The residual streams of a model whose class is known.
@@ -52,18 +58,25 @@ def streams_of(model: nn.Module) -> list[Stream]:
         UserError: the class is unknown, or the model is not Pre-LN; the module and the reason
             are named.
     """
-    if isinstance(model, Seq2Seq):
+    # A subclass may read its streams elsewhere.
+    if type(model) is Seq2Seq:
         return _seq2seq(model)
-    if isinstance(model, CausalLM):
+    if type(model) is CausalLM:
         return [_stack(model.decoder, "decoder", ("head",), ("embedding", "positions"))]
     family = type(model).__module__.partition("transformers.models.")[2].partition(".")[0]
     describe: Callable[[nn.Module], list[dict[str, Any]]] | None = huggingface.FAMILIES.get(family)
+    kind = type(model).__name__
+    for inner in ("module", "_orig_mod"):  # data-parallel wrappers; torch.compile
+        if isinstance(getattr(model, inner, None), nn.Module):
+            raise UserError(f"a {kind} wraps the model; convert its .{inner} before wrapping it")
     if describe is None:
         raise UserError(
-            f"the residual streams of a {type(model).__name__} are not known; describe them with "
+            f"the residual streams of a {kind} are not known; describe them with "
             f"normtrain.surgery.Stream and pass streams=[...] (known: normtrain's models and "
             f"Hugging Face's {', '.join(huggingface.FAMILIES)})"
         )
+    if not hasattr(model, "base_model_prefix") or not huggingface.is_whole(model, family):
+        raise UserError(f"a {kind} is a part of a model; convert the whole one")
     return [Stream(**{**plain, "writers": tuple(plain["writers"])}) for plain in describe(model)]
 
 
@@ -90,7 +103,7 @@ def _stack(stack: Stack, name: str, readers: tuple[str, ...], inputs: tuple[str,
     """The stream of one of this package's stacks."""
     norms: dict[str, tuple[str, ...]] = {}
     writers, outer = [], []
-    width = 0
+    width = int(getattr(stack.norm, "dim", 0))
     for i, layer in enumerate(stack.layers):
         assert isinstance(layer, EncoderLayer | DecoderLayer)
         for residual, (reader, writer) in _SUBLAYERS.items():
@@ -108,6 +121,5 @@ def _stack(stack: Stack, name: str, readers: tuple[str, ...], inputs: tuple[str,
             writers.append(f"{full}.{writer}")
             if module.placement == "sandwich":
                 outer.append(f"{full}.{residual}.norm_out")
-            width = layer.get_submodule(writer).out_features  # type: ignore[assignment]
     norms[f"{name}.norm"] = readers
     return Stream(width, norms, tuple(writers), inputs, tuple(outer))

@@ -127,7 +127,12 @@ def test_misuse_gets_one_line(
     assert_misuse(command("convert", run, "--to", "batchnorm", "-o", "x"), "'batchnorm'")
     assert_misuse(command("convert", run, "--to", "rmsnorm"), "-o")
     assert_misuse(command("convert", run, "-o", "x"), "--to")
-    assert_misuse(command("convert", source, "--to", "rmsnorm", "-o", source), "another file")
+    spare = Path("../spare.ckpt")
+    spare.write_bytes(source.read_bytes())
+    assert_misuse(command("convert", spare, "--to", "rmsnorm", "-o", spare), "another file")
+    for place, reason in ((source, "own checkpoints"), ("/dev/null", "no regular file")):
+        assert_misuse(command("convert", run, "--to", "rmsnorm", "-o", place), reason)
+        assert_misuse(command("average", run, "--last", 1, "-o", place), reason)
     # the learned run is plain Pre-RMSNorm: it reads its stream's mean
     assert_misuse(
         command("convert", learned["plain"], "--to", "layernorm", "-o", "x"), "adds a mean"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -202,9 +203,6 @@ def test_a_fresh_model_converted_takes_the_state_dict(name: str, to: str) -> Non
     model, fed, expected = built(MODELS[name], torch.float64)
     CONVERSIONS[to](model)
     fresh = MODELS[name][0]().double().eval()
-    with torch.no_grad():
-        for parameter in fresh.parameters():  # where a bias is 0, the conversion adds none
-            parameter.add_(0.01)
     CONVERSIONS[to](fresh)
     fresh.load_state_dict(model.state_dict())
     assert relative_error(run(fresh, fed), expected) <= 1e-10
@@ -268,6 +266,40 @@ def test_what_is_not_exact_is_refused(build: Callable[[], nn.Module], reason: st
     with pytest.raises(UserError) as failure:
         CONVERSIONS[to](build())
     assert reason in str(failure.value)
+
+
+@pytest.mark.parametrize("kind", ["GPT2Block", "ViTEmbeddings", "OPTDecoder"])
+def test_a_part_of_a_model_is_refused(kind: str) -> None:
+    case = {"GPT2Block": "gpt2", "ViTEmbeddings": "vit", "OPTDecoder": "opt"}[kind]
+    model = MODELS[case][0]()
+    part = next(m for m in model.modules() if type(m).__name__ == kind)
+    with pytest.raises(UserError, match=f"a {kind} is a part of a model"):
+        to_rmsnorm(part)
+
+
+def test_a_head_that_reads_features_itself_is_not_narrowed() -> None:
+    model = _build("GPT2DoubleHeadsModel", "GPT2Config", **GPT2, summary_use_proj=False)
+    with pytest.raises(UserError, match="leaves the model"):
+        to_crmsnorm(model)
+    assert to_rmsnorm(model).replaced
+
+
+def test_ties_that_stay_are_not_called_untied() -> None:
+    model = _build("OPTForCausalLM", "OPTConfig", **OPT | {"word_embed_proj_dim": 8})
+    report = to_crmsnorm(model)
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.decoder.embed_tokens.weight
+    assert "no longer tied" not in str(report)
+
+
+def test_saved_and_read_again(tmp_path: Path) -> None:
+    """RMSNorm keeps all shapes, so the library's own saving works; the norms are put in again."""
+    model, fed, expected = built(MODELS["gpt2"], torch.float64)
+    to_rmsnorm(model)
+    model.save_pretrained(tmp_path)
+    again = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    to_rmsnorm(again)
+    assert relative_error(run(again, fed), expected) <= 1e-10
 
 
 def test_the_streams_are_all_there_is() -> None:
