@@ -148,7 +148,7 @@ def short_source(source: str) -> str:
 
 def page(info: NormInfo, width: int) -> list[str]:
     """The parts of a norm's page, to be set apart by empty lines."""
-    text = docstring.parse(_own_description(info))
+    text = docstring.parse(info.description)
     summary, prose = _summary(info, text.paragraphs)
     parts = [docstring.rewrapped(f"{info.name}: {summary}" if summary else info.name, width)]
     if info.formula:
@@ -176,20 +176,10 @@ def _formula(formula: str, width: int) -> str:
     return "\n".join(docstring.rewrapped(clause, width, "    ") for clause in clauses)
 
 
-def _own_description(info: NormInfo) -> str:
-    """The docstring, if it is the norm's: a class without one passes torch's off as its own."""
-    import inspect
-
-    from torch import nn
-
-    return "" if info.description == inspect.getdoc(nn.Module) else info.description
-
-
 def _summary(info: NormInfo, paragraphs: list[str]) -> tuple[str, list[str]]:
     """The summary and the prose after it, which does not say it again."""
     if not paragraphs:
-        inherited = info.description.startswith(info.summary)
-        return ("" if inherited else info.summary), []
+        return info.summary, []
     if paragraphs[0].startswith(info.summary):  # its first line, maybe of several
         return paragraphs[0], paragraphs[1:]
     return info.summary, paragraphs

@@ -40,6 +40,8 @@ _LIMITS = {
     torch.float32: Limits(2.0**30, 2.0**-40, 2.0**60, 2.0**-100),
     torch.float64: Limits(2.0**200, 2.0**-300, 2.0**400, 2.0**-700),
 }
+# how many times the statistic a feature may be before its row counts as lopsided
+_FAR = 2.0**20
 
 
 def stats_dtype(x: Tensor) -> torch.dtype:
@@ -100,22 +102,19 @@ def factors(
     partial = first is not None and first < wide.shape[-1]
     seen = wide[..., :first] if partial else wide
     factor = within_range(seen)
-    if eps >= span.small**power and not partial:
-        return factor, eps
-    one = torch.ones_like(factor)
     scaled: float | Tensor = eps
-    if eps < span.small**power:
-        tiny = _largest(seen).clamp_min(eps ** (1 / power)) < span.small
-        enlarge = torch.where(tiny, span.up, one)
-        factor = factor * enlarge
-        scaled = scaled * enlarge**power
+    floor = eps ** (1 / power)
+    if floor < span.small:
+        tiny = _largest(seen).clamp_min(floor) < span.small
+        enlarge = torch.where(tiny, span.up, torch.ones_like(factor))
+        factor, scaled = factor * enlarge, scaled * enlarge**power
     if partial:
-        # The features outside may be far larger than those the statistic is taken from, and the
-        # statistic's gradient is a sum over all of them: it is then taken over the output's size.
-        beyond = _largest(wide) * factor > span.big**2
-        shrink = torch.where(beyond, 1 / (_largest(seen) * factor).clamp_min(1.0), one)
-        factor = factor * shrink
-        scaled = (scaled * shrink**power).clamp_min(span.least)
+        # The features outside may be far larger than those the statistic is taken from, and its
+        # gradient is a sum over all of them. Such rows are brought to the size of the output.
+        unit = _largest(seen).clamp(floor, span.big**4).reciprocal()
+        beyond = _largest(wide) * unit > _FAR
+        factor = torch.where(beyond, unit, factor)
+        scaled = torch.where(beyond, (eps * unit**power).clamp_min(span.least), scaled)
     return factor, scaled
 
 
@@ -140,6 +139,19 @@ def _inverse(mean_square: Tensor, eps: float | Tensor, eps_mode: str) -> Tensor:
     if eps_mode == "inside":
         return torch.rsqrt(mean_square + eps)
     return 1.0 / (_root(mean_square) + eps)
+
+
+def _partial_inverse(head: Tensor, eps: float | Tensor, eps_mode: str, factor: Tensor) -> Tensor:
+    """`_inverse` of the mean square of some features, however small against the others."""
+    if eps_mode == "outside":
+        # The root's slope does not fall with the features, as the others' sum over the row would
+        # make up for in full rows; so their square must not be lost.
+        largest = _largest(head)
+        unusual = (largest < limits(head).small) | (factor != 1.0)
+        own = torch.where((largest > 0) & unusual, largest, 1.0)
+        root = _root((head / own).square().mean(-1, keepdim=True)) * own
+        return 1.0 / (root + eps)
+    return _inverse(head.square().mean(-1, keepdim=True), eps, eps_mode)
 
 
 def plain_layer_norm(
@@ -187,7 +199,10 @@ def plain_rms_norm(
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode), first)
     wide = wide * factor
-    scale = _inverse(wide[..., :first].square().mean(-1, keepdim=True), scaled, eps_mode)
+    if first < x.shape[-1]:
+        scale = _partial_inverse(wide[..., :first], scaled, eps_mode, factor)
+    else:
+        scale = _inverse(wide.square().mean(-1, keepdim=True), scaled, eps_mode)
     return _affine(wide * scale, weight, bias).to(x.dtype)
 
 

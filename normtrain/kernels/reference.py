@@ -176,9 +176,12 @@ def _partial_rms_backward(
         zero = torch.zeros_like(rstd)
         dw = _layer_norm_backward(grad, x, [x.shape[-1]], zero, rstd, weight, None, mask)[1]
     if needs[0]:
-        dx = grad * rstd if weight is None else torch.mul(grad, weight).mul_(rstd)
-        pull = (dx * x).sum(-1, keepdim=True).mul_(rstd).mul_(rstd).div_(-first)
-        dx[..., :first].addcmul_(x[..., :first], pull)
+        # in this order no product is larger than an output or a gradient
+        unit = x * rstd
+        dx = grad.clone() if weight is None else grad * weight
+        pull = (dx * unit).sum(-1, keepdim=True).div_(-first)
+        dx[..., :first].addcmul_(unit[..., :first], pull)
+        dx.mul_(rstd)
     return dx, dw, _sum_to_row(grad) if needs[2] else None
 
 

@@ -111,7 +111,7 @@ class NormBase(nn.Module):
         Raises:
             ValueError: the sizes differ.
         """
-        if x.shape[-1] != self.dim:
+        if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}({self.dim}) needs inputs (..., {self.dim}), "
                 f"not {tuple(x.shape)}"

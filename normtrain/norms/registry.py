@@ -110,7 +110,8 @@ def _describe(
         for key, value in rest.items()
         if key not in _PLACES
     }
-    description = inspect.getdoc(factory) or ""
+    # inspect.getdoc would give a class without a docstring that of nn.Module.
+    description = inspect.cleandoc(factory.__doc__ or "")
     summary = texts["summary"] or description.split("\n", 1)[0]
     info = NormInfo(
         name=name,
