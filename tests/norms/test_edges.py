@@ -289,8 +289,9 @@ def test_layouts(spec: str, layout: str) -> None:
         y = norm(own)
         have = torch.autograd.grad(y, [own, *norm.parameters()], g)
         for value, want in zip((y, *have), found.values(), strict=True):
-            largest = want.abs().max().item()
-            torch.testing.assert_close(value, want, rtol=near, atol=near * largest + 1e-12)
+            # constant rows under a constant gradient leave a difference of near equals
+            largest = max(1.0, want.abs().max().item())
+            torch.testing.assert_close(value, want, rtol=near, atol=near * largest)
         with torch.no_grad():
             torch.testing.assert_close(norm(x), y, rtol=near, atol=near)
         assert torch.equal(x, before[0])
