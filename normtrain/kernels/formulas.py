@@ -137,7 +137,8 @@ def _root(square: Tensor) -> Tensor:
 def _inverse(mean_square: Tensor, eps: float | Tensor, eps_mode: str) -> Tensor:
     """1/sqrt(m + eps), or 1/(sqrt(m) + eps) with a zero slope at m = 0."""
     if eps_mode == "inside":
-        return torch.rsqrt(mean_square + eps)
+        # The backward of rsqrt cubes it, which overflows where eps is small.
+        return (mean_square + eps).sqrt().reciprocal()
     return 1.0 / (_root(mean_square) + eps)
 
 
@@ -154,6 +155,17 @@ def _partial_inverse(head: Tensor, eps: float | Tensor, eps_mode: str, factor: T
     return _inverse(head.square().mean(-1, keepdim=True), eps, eps_mode)
 
 
+def _anchor(wide: Tensor) -> Tensor:
+    """A number of each row to subtract ahead of its mean, whose rounding a constant row would
+    otherwise keep as a spread; shifting a row changes no norm that centres."""
+    return wide[..., :1].detach()
+
+
+def _centred(wide: Tensor) -> Tensor:
+    wide = wide - _anchor(wide)
+    return wide - wide.mean(-1, keepdim=True)
+
+
 def plain_layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
@@ -161,7 +173,7 @@ def plain_layer_norm(
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode))
     wide = wide * factor
-    centred = wide - wide.mean(-1, keepdim=True)
+    centred = _centred(wide)
     scale = _inverse(centred.square().mean(-1, keepdim=True), scaled, eps_mode)
     return _affine(centred * scale, weight, bias).to(x.dtype)
 
@@ -181,6 +193,7 @@ def plain_detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tens
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode))
     wide = wide * factor
+    wide = wide - _anchor(wide)
     mean = wide.mean(-1, keepdim=True)
     centred = wide - (mean if detach == "std" else mean.detach())
     scale = _inverse(centred.square().mean(-1, keepdim=True), scaled, eps_mode)
@@ -250,7 +263,7 @@ def plain_lp_norm(
     """
     wide = x.to(stats_dtype(x))
     wide = wide * within_range(wide)
-    centred = wide - wide.mean(-1, keepdim=True)
+    centred = _centred(wide)
     size = centred.abs()
     if k is None:
         statistic = size.mean(-1, keepdim=True)

@@ -14,6 +14,8 @@ from normtrain.norms.registry import checked_dim
 from normtrain.norms.spec import NormSpec, spec_of
 
 EPS_MODES = ("inside", "outside")
+LARGEST_EPS = 1e6
+"""A larger eps would count against rows so large that they are brought into range first."""
 
 
 def positive(name: str, value: float) -> float:
@@ -52,6 +54,17 @@ def one_of(name: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
+def flag(name: str, value: bool) -> bool:
+    """Return `value`.
+
+    Raises:
+        UserError: it is not True or False; "no" would count as true.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{name} must be True or False, not {value!r}")
+    return value
+
+
 class NormBase(nn.Module):
     """A normalizer of the last axis: ``(..., dim)`` to the same shape and dtype.
 
@@ -75,6 +88,8 @@ class NormBase(nn.Module):
         self.dim = checked_dim(dim)
         if eps is not None:
             self.eps = positive("eps", eps)
+            if self.eps > LARGEST_EPS:
+                raise UserError(f"eps must be at most {LARGEST_EPS:g}, not {eps!r}")
         if eps_mode is not None:
             self.eps_mode = one_of("eps_mode", eps_mode, EPS_MODES)
         self.register_parameter("weight", None)
@@ -93,7 +108,7 @@ class NormBase(nn.Module):
     def add_parameters(self, *, weight: bool, bias: bool, device: Any, dtype: Any) -> None:
         """Create ``weight`` (ones) and ``bias`` (zeros) of shape ``(dim,)`` where asked for."""
         for name, wanted in (("weight", weight), ("bias", bias)):
-            if wanted:
+            if flag("affine" if name == "weight" else name, wanted):
                 data = torch.empty(self.dim, device=device, dtype=dtype)
                 self.register_parameter(name, nn.Parameter(data))
         self.reset_parameters()
@@ -106,11 +121,13 @@ class NormBase(nn.Module):
             nn.init.zeros_(self.bias)
 
     def check(self, x: Tensor) -> None:
-        """Refuse an input whose last axis is not ``dim`` (a size of 1 would broadcast).
+        """Refuse integers, and a last axis that is not ``dim`` (a size of 1 would broadcast).
 
         Raises:
-            ValueError: the sizes differ.
+            ValueError: it is one of these.
         """
+        if not x.is_floating_point():
+            raise ValueError(f"{type(self).__name__} needs floating-point input, not {x.dtype}")
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}({self.dim}) needs inputs (..., {self.dim}), "

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from normtrain.errors import UserError
 from normtrain.kernels.reference import stats_dtype, without_autocast
-from normtrain.norms.base import positive
+from normtrain.norms.base import flag, positive
 from normtrain.norms.lp import L1_CONSTANT
 from normtrain.norms.registry import checked_dim
 from normtrain.norms.sync import LocalValues, RankedValues, is_split, peaks
@@ -95,7 +95,7 @@ class BatchNormBase(nn.Module):
         self.num_features = checked_dim(num_features)
         self.eps = positive("eps", eps)
         self.momentum = _checked_momentum(momentum)
-        self.affine = affine
+        self.affine = flag("affine", affine)
         self.track_running_stats = track_running_stats
         self.sync = sync
         self.process_group = process_group
@@ -177,6 +177,9 @@ class BatchNormBase(nn.Module):
             wide = wide * factor.view(shape)
         mean = values.total(wide.sum(axes)) / values.count
         centred = wide - mean.view(shape)
+        # The mean of a constant channel is rounded, and what is left would be taken for a spread.
+        rest = values.total(centred.detach().sum(axes)) / values.count
+        centred = centred - rest.view(shape)
         scale = self.deviation(centred, values)
         self._track(mean.detach() / factor, scale.detach() / factor)
         y = centred / (scale + self.eps).view(shape)
@@ -201,8 +204,10 @@ class BatchNormBase(nn.Module):
     def _track(self, mean: Tensor, scale: Tensor) -> None:
         """Move the running statistics towards a batch's ``(c,)``; only in training."""
         count = self.num_batches_tracked
-        if not (self.training and self.track_running_stats) or count is None:
+        kept = (self.running_mean, self.running_scale, count)
+        if not (self.training and self.track_running_stats) or any(t is None for t in kept):
             return
+        assert count is not None
         count.add_(1)
         share = self.momentum if self.momentum is not None else 1.0 / count
         for running, batch in ((self.running_mean, mean), (self.running_scale, scale)):

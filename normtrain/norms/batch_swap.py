@@ -40,7 +40,7 @@ class _Place(NamedTuple):
 
 
 def replace_batchnorm(
-    model: nn.Module, kind: str, *, k: int = 10, sync: bool | None = None
+    model: nn.Module, kind: str, *, k: int | None = None, sync: bool | None = None
 ) -> list[str]:
     """Replace every `torch.nn.BatchNorm1d`, ``2d``, ``3d`` and `SyncBatchNorm` in place.
 
@@ -53,7 +53,7 @@ def replace_batchnorm(
     Args:
         model: holds the batch norms; any depth.
         kind: ``"l1"``, ``"linf"`` or ``"topk"``.
-        k: how many of the largest deviations ``"topk"`` averages.
+        k: how many of the largest deviations ``"topk"`` averages, 10 by default; only for it.
         sync: whether statistics are shared by all ranks in training; by default only those of a
             `SyncBatchNorm`, with its process group.
 
@@ -68,11 +68,13 @@ def replace_batchnorm(
     classes = _OURS.get(kind)
     if classes is None:
         raise unknown_name("batch norm", kind, _OURS)
+    if k is not None and kind != "topk":
+        raise UserError(f"k is only used by 'topk', not by {kind!r}; leave it out")
     places = _find(model)
     new: dict[nn.Module, batch.BatchNormBase] = {}
     for place in places:
         if place.norm not in new:
-            options: dict[str, Any] = {"k": k} if kind == "topk" else {}
+            options: dict[str, Any] = {} if k is None else {"k": k}
             cls = classes[_THEIRS.index(type(place.norm))]
             new[place.norm] = _successor(place.norm, cls, sync, options)
     for place in places:

@@ -50,6 +50,8 @@ class WeightNormLog:
     """
 
     def __init__(self, dim: int = 0) -> None:
+        if isinstance(dim, bool) or not isinstance(dim, int):
+            raise UserError(f"dim must be the number of an axis, not {dim!r}")
         self.dim = dim
         self._norms: dict[str, list[Tensor]] = {}
 
@@ -70,7 +72,8 @@ class WeightNormLog:
             weights: name to weight, the same names at every step.
 
         Raises:
-            UserError: there are no weights, or others than at the first step.
+            UserError: there are no weights, or others than at the first step, or one without
+                channels along ``dim``.
         """
         if not weights or (self._norms and self._norms.keys() != weights.keys()):
             raise UserError(
@@ -78,6 +81,10 @@ class WeightNormLog:
                 f"not {sorted(weights)}"
             )
         for name, weight in weights.items():
+            if weight.dim() < 2 or not -weight.dim() <= self.dim < weight.dim():
+                raise UserError(
+                    f"{name} of shape {tuple(weight.shape)} has no channels along axis {self.dim}"
+                )
             norms = channel_norms(weight.detach(), self.dim % weight.dim()).flatten()
             self._norms.setdefault(name, []).append(norms)
 
@@ -117,10 +124,11 @@ class WeightNormLog:
         Raises:
             UserError: it is something else.
         """
-        dim, norms = plain.get("dim"), plain.get("norms")
+        found = plain if isinstance(plain, Mapping) else {}
+        dim, norms = found.get("dim"), found.get("norms")
         if not isinstance(dim, int) or not isinstance(norms, Mapping):
             raise UserError("a log of weight norms holds 'dim' and 'norms', as to_plain() gives")
-        if any(not isinstance(t, Tensor) or t.dim() != 2 for t in norms.values()):
+        if any(not isinstance(t, Tensor) or t.dim() != 2 or not len(t) for t in norms.values()):
             raise UserError("the norms of each weight must be one tensor (steps, channels)")
         if len({t.shape[0] for t in norms.values()}) > 1:
             raise UserError("the norms of all weights must cover the same steps")
@@ -152,8 +160,8 @@ class DecayCorrection:
 
     Raises:
         UserError: names, shapes or axes do not fit the log, a logged norm is not above 0, a weight
-            is not among the optimizer's, or an argument is out of range. At a step after the
-            log's last: the log is too short.
+            is not among the optimizer's or is decayed or corrected by it already, or an argument
+            is out of range. At a step after the log's last: the log is too short.
     """
 
     def __init__(
@@ -174,6 +182,9 @@ class DecayCorrection:
         self._before: dict[str, Tensor] = {}
         _check_trained(optimizer, self._weights)
         self._check_log()
+        self._check_alone(optimizer)
+        if start >= len(log):
+            raise UserError(f"start is {start}, but the log ends after {len(log)} steps")
         self._handles = (
             optimizer.register_step_pre_hook(self._remember),
             optimizer.register_step_post_hook(self._correct),
@@ -200,6 +211,20 @@ class DecayCorrection:
                 )
             if not (norms.isfinite() & (norms > 0)).all():
                 raise UserError(f"the log has a norm of {name} that is not a number above 0")
+
+    def _check_alone(self, optimizer: Optimizer) -> None:
+        ours = {id(weight): name for name, weight in self._weights.items()}
+        for group in optimizer.param_groups:
+            decayed = [ours[id(p)] for p in group["params"] if id(p) in ours]
+            if decayed and group.get("weight_decay"):
+                raise UserError(
+                    f"the optimizer decays {decayed[0]}, which the correction stands in for; set "
+                    f"its group's weight_decay to 0 (decay_groups does)"
+                )
+        for hook in optimizer._optimizer_step_post_hooks.values():
+            other = getattr(hook, "__self__", None)
+            if isinstance(other, DecayCorrection) and other._weights.keys() & self._weights.keys():
+                raise UserError("the optimizer's steps are corrected already; remove() that first")
 
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
@@ -241,7 +266,8 @@ def scale_invariant_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
     They are those of linear and convolution layers whose output goes into batch norms (PyTorch's
     or this package's) and nowhere else, found by tracing the model (`torch.fx`). Transposed
-    convolutions are left out: their channels lie along another axis.
+    convolutions are left out: their channels lie along another axis. A batch norm counts as one
+    that trains: in eval mode, with running statistics, it frees nothing.
 
     Args:
         model: any module that `torch.fx` can trace.
@@ -319,7 +345,8 @@ def decay_groups(
     Raises:
         UserError: a name is not a parameter's, or the model can't be traced or has no such weight.
     """
-    if not 0 <= weight_decay < float("inf"):
+    number = isinstance(weight_decay, int | float) and not isinstance(weight_decay, bool)
+    if not (number and 0 <= weight_decay < float("inf")):
         raise UserError(f"weight_decay must be at least 0, not {weight_decay!r}")
     parameters = dict(model.named_parameters())
     names: Sequence[str] = list(scale_invariant_weights(model) if free is None else free)

@@ -79,7 +79,7 @@ class Derf(NormBase):
     """Dynamic erf: DyT with the error function and a learned shift of its argument.
 
     Use it where you would use ``dyt``; the authors report it level with or ahead of LayerNorm on
-    ImageNet, DiT, wav2vec 2.0 and GPT-2. It saturates sooner than tanh and, shifted, is not odd.
+    DiT, wav2vec 2.0 and GPT-2. It saturates sooner than tanh and, shifted, is not odd.
 
     Published defaults: alpha starts at 0.5, the shift at 0, weight at 1 and bias at 0.
 

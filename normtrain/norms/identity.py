@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from normtrain.norms.registry import checked_dim, register_norm
 
 
-@register_norm("none", formula="x", parameters="none", source="the ablation without a norm")
+@register_norm("none", formula="x", parameters="none", source="no paper")
 class NoNorm(nn.Module):
     """The input as it came.
 

@@ -92,7 +92,8 @@ def bounded_weight_norm(module: nn.Module, name: str = "weight", dim: int | None
     the weight's own (Frobenius) norm stays what it was. Initialise before, and load a state dict
     after: an initialiser run later on ``module.weight`` in place changes nothing, but assigning
     to it works (and keeps rho). An optimizer sees the direction v, whose norm has no effect:
-    give it no weight decay.
+    give it no weight decay. A weight that another module shares stops being shared: only this
+    module's is bounded. rho has the weight's dtype, and is rounded when the module is cast.
 
     Args:
         module: holds the parameter; changed in place.
@@ -178,5 +179,9 @@ def remove_bounded_weight_norm(module: nn.Module, name: str = "weight") -> nn.Mo
             f"{name!r} has other parametrizations too, which would go as well; "
             "torch.nn.utils.parametrize.remove_parametrizations removes all"
         )
+    # Copies of a parametrized module share one class that torch made for them, and removing takes
+    # the property off that class; so this module gets one of its own first.
+    shared = type(module)
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
     return module

@@ -345,3 +345,28 @@ def test_who_may_look_at_values() -> None:
     inside: list[str] = []
     torch.func.vmap(lambda t: inside.append(kernels.chosen(t, "rms_norm")) or t)(x)
     assert inside == ["plain"]
+
+
+@pytest.mark.parametrize("value", [37.3, 1234.567, 333333.33, -1e-3])
+@pytest.mark.parametrize("d", [10, 63])
+@pytest.mark.parametrize(
+    "name",
+    ["layernorm", "layernorm-simple", "detachnorm", "adanorm", "l1norm", "linfnorm", "topknorm"],
+)
+def test_constant_rows_come_out_as_zeros(name: str, d: int, value: float) -> None:
+    """The rounding of a mean must not be taken for a spread; mixed with other rows, neither."""
+    norm = build_norm(name, d)
+    x = torch.randn(3, d)
+    x[1] = value
+    for y in (norm(x), torch.func.vmap(norm)(x)):
+        assert y[1].abs().max().item() <= 1e-3
+
+
+@pytest.mark.parametrize("eps", [1e-20, 1e-24, 1e-26, 1e-30])
+@pytest.mark.parametrize("name", ["layernorm", "layernorm-simple", "adanorm", "rmsnorm"])
+def test_small_eps_has_finite_gradients_at_constant_rows(name: str, eps: float) -> None:
+    norm = build_norm(name, 4, eps=eps)
+    x = torch.tensor([[0.5] * 4, [0.0] * 4], requires_grad=True)
+    norm(x).backward(torch.randn(2, 4))
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

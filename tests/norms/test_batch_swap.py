@@ -48,7 +48,7 @@ def test_swapping_keeps_eval_and_everything_else(kind: str) -> None:
     x = torch.randn(5, 2, 6, 6, dtype=torch.float64)
     expected = copy.deepcopy(model).eval()(x)
 
-    assert replace_batchnorm(model, kind, k=5) == ["1", "3", "4.1", "6"]
+    assert replace_batchnorm(model, kind, k=5 if kind == "topk" else None) == ["1", "3", "4.1", "6"]
 
     assert model[1] is model[3]
     name = KINDS[kind]
@@ -114,3 +114,9 @@ def test_wrong_swaps() -> None:
         replace_batchnorm(nn.BatchNorm1d(3), "l1")
     with pytest.raises(UserError, match="l1"):
         replace_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), "l2")
+
+
+@pytest.mark.parametrize("kind", ["l1", "linf"])
+def test_k_is_for_topk_only(kind: str) -> None:
+    with pytest.raises(UserError, match="k is only used by 'topk'"):
+        replace_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), kind, k=3)

@@ -60,7 +60,7 @@ def net(norm: str, sync: bool) -> nn.Module:
     torch.manual_seed(3)
     layers = [nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 3), nn.BatchNorm1d(3)]
     model = nn.Sequential(*layers, nn.Linear(3, 2)).double()
-    replace_batchnorm(model, norm, k=4, sync=sync)
+    replace_batchnorm(model, norm, k=4 if norm == "topk" else None, sync=sync)
     return model
 
 

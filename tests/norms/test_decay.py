@@ -351,3 +351,39 @@ def test_other_mistakes() -> None:
 
 def plain_log(norms: Tensor) -> WeightNormLog:
     return WeightNormLog.from_plain({"dim": 0, "norms": {"w": norms}})
+
+
+def test_a_correction_wants_to_be_alone() -> None:
+    layer = one_layer(0)
+    weights = {"weight": layer.weight}
+    log = WeightNormLog()
+    log.record(weights)
+    decaying = torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=0.01)
+    with pytest.raises(UserError, match="the optimizer decays weight"):
+        DecayCorrection(decaying, log, weights)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(UserError, match="start is 1, but the log ends after 1"):
+        DecayCorrection(optimizer, log, weights, start=1)
+    first = DecayCorrection(optimizer, log, weights)
+    with pytest.raises(UserError, match="corrected already"):
+        DecayCorrection(optimizer, log, weights)
+    first.remove()
+    DecayCorrection(optimizer, log, weights)
+
+
+@pytest.mark.parametrize("dim", ["0", 1.0, True, None])
+def test_a_log_of_no_axis(dim: Any) -> None:
+    with pytest.raises(UserError, match="number of an axis"):
+        WeightNormLog(dim)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3,), 0), ((), 0), ((3, 4), 2), ((3, 4), -3)])
+def test_weights_without_channels_along_the_axis(shape: tuple[int, ...], dim: int) -> None:
+    with pytest.raises(UserError, match="no channels along axis"):
+        WeightNormLog(dim).record({"w": torch.ones(shape)})
+
+
+@pytest.mark.parametrize("plain", [[1], None, {"dim": 0, "norms": {"w": torch.ones(0, 3)}}])
+def test_what_is_no_log(plain: Any) -> None:
+    with pytest.raises(UserError, match="norms"):
+        WeightNormLog.from_plain(plain)

@@ -370,3 +370,21 @@ def test_an_entry_point_whose_module_registers_itself(monkeypatch: pytest.Monkey
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "itself" in norm_names()
+
+
+@pytest.mark.parametrize("name", ["layernorm", "rmsnorm", "l1norm", "dyt"])
+def test_flags_are_true_or_false(name: str) -> None:
+    with pytest.raises(UserError, match="must be True or False"):
+        registry.lookup(name).factory(4, bias="no")
+
+
+def test_eps_has_an_end() -> None:
+    with pytest.raises(UserError, match="eps must be at most"):
+        build_norm("rmsnorm", 4, eps=1e30)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
+def test_only_floating_point_is_normalised(name: str, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError, match="needs floating-point input"):
+        build_norm(name, 4)(torch.ones(2, 4, dtype=dtype))

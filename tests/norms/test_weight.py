@@ -275,3 +275,18 @@ def test_wrong_removals() -> None:
     parametrize.register_parametrization(both, "weight", Doubled())
     with pytest.raises(UserError, match="other parametrizations"):
         remove_bounded_weight_norm(both)
+
+
+def test_removing_from_a_copy_leaves_the_original_alone() -> None:
+    """torch gives copies of a parametrized module one class, which removing changes."""
+    module = bounded_weight_norm(nn.Linear(6, 4))
+    twin = copy.deepcopy(module)
+    x = torch.randn(2, 6)
+    expected = module(x)
+    remove_bounded_weight_norm(twin)
+    torch.testing.assert_close(twin(x), expected)
+    assert torch.equal(module(x), expected)
+    assert type(twin) is nn.Linear
+    assert torch.equal(copy.deepcopy(module)(x), expected)
+    remove_bounded_weight_norm(module)
+    assert type(module) is nn.Linear
