@@ -54,7 +54,7 @@ def _obstacle(module: nn.Module) -> str:
     if isinstance(module, NoNorm | nn.Identity):
         return "there is no norm: what follows reads the stream with its mean"
     if isinstance(module, CRMSNorm):
-        return "it is CRMSNorm already"
+        return "it is CRMSNorm, where conversions end"
     if type(module) in (PRMSNorm, ScaleNorm, FixNorm, DyT, Derf):
         return "its output changes with the row's mean, which the conversion removes"
     return "it is not known to ignore the row's mean and to equal RMSNorm without it"

@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "scalenorm": ({"norm": "scalenorm"}, "norm (scalenorm)", "mean"),
     "dyt": ({"norm": "dyt"}, "norm (dyt)", "mean"),
     "derf": ({"norm": "derf"}, "norm (derf)", "mean"),
-    "crmsnorm": ({"norm": "crmsnorm"}, "norm (crmsnorm)", "it is CRMSNorm already"),
+    "crmsnorm": ({"norm": "crmsnorm"}, "norm (crmsnorm)", "where conversions end"),
     "l1norm": ({"norm": "l1norm"}, "norm (l1norm)", "another statistic"),
     "linfnorm": ({"norm": "linfnorm"}, "norm (linfnorm)", "another statistic"),
     "topknorm": ({"norm": "topknorm"}, "norm (topknorm)", "another statistic"),
