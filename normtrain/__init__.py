@@ -12,30 +12,37 @@ from typing import TYPE_CHECKING, Any
 from normtrain._version import __version__
 
 if TYPE_CHECKING:
+    from normtrain.callbacks.monitor import NormMonitor
     from normtrain.models import build_model
     from normtrain.norms import NormRules, NormSpec, build_norm, norm_names, register_norm
-    from normtrain.surgery import to_crmsnorm, to_layernorm, to_rmsnorm
+    from normtrain.surgery import SwapReport, swap_norms, to_crmsnorm, to_layernorm, to_rmsnorm
 
 _HOMES = {
+    "NormMonitor": "normtrain.callbacks.monitor",
     "NormRules": "normtrain.norms",
     "NormSpec": "normtrain.norms",
+    "SwapReport": "normtrain.surgery",
     "build_model": "normtrain.models",
     "build_norm": "normtrain.norms",
     "norm_names": "normtrain.norms",
     "register_norm": "normtrain.norms",
+    "swap_norms": "normtrain.surgery",
     "to_crmsnorm": "normtrain.surgery",
     "to_layernorm": "normtrain.surgery",
     "to_rmsnorm": "normtrain.surgery",
 }
 
 __all__ = [
+    "NormMonitor",
     "NormRules",
     "NormSpec",
+    "SwapReport",
     "__version__",
     "build_model",
     "build_norm",
     "norm_names",
     "register_norm",
+    "swap_norms",
     "to_crmsnorm",
     "to_layernorm",
     "to_rmsnorm",
