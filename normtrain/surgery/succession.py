@@ -219,7 +219,8 @@ def _batch_successor(
     k = wanted.given.get("k", 10)
     assert isinstance(k, int)
     try:
-        replace_batchnorm(holder, BATCH_NORMS[wanted.name], k=k)
+        kind = BATCH_NORMS[wanted.name]
+        replace_batchnorm(holder, kind, k=k if kind == "topk" else None)
     except UserError as error:
         raise UserError(str(error).removeprefix("norm is ")) from None
     new = holder.norm
