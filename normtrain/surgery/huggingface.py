@@ -170,7 +170,7 @@ _PARTS = {"gpt2": "h", "opt": "decoder", "gpt_neox": "layers", "vit": "embedding
 def is_whole(model: nn.Module, family: str) -> bool:
     """Whether the module is a model of the family, with or without a head, and no part of one."""
     base, _ = _base(model)
-    return hasattr(base, _PARTS.get(family, "")) if family in _PARTS else True
+    return family not in _PARTS or hasattr(base, _PARTS[family])
 
 
 FAMILIES: dict[str, Callable[[nn.Module], list[dict[str, Any]]]] = {
