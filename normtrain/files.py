@@ -1,9 +1,10 @@
-"""Writing files so that no kill and no full disk leaves half of one."""
+"""Writing files so that no kill and no full disk leaves half of one; reading data, never code."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,34 @@ def write_text(path: Path, text: str) -> None:
         RunError: as :func:`write_atomically`.
     """
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def read_plain(path: Path, *, mmap: bool = False) -> Any:
+    """Read what ``torch.save`` wrote, as plain data on the CPU; nothing in it is executed.
+
+    Args:
+        path: the file.
+        mmap: leave tensors in the file until they are looked at.
+
+    Raises:
+        UserError: it is missing, cut short, not such a file, or holds more than plain data.
+        RunError: it can't be read.
+    """
+    import torch
+
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint at {path}") from None
+    except OSError as error:
+        raise RunError(f"can't read {path}: {error.strerror}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the reader raise anything
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
+            detail = "it holds objects that would have to be executed, which is not done"
+        else:
+            detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
+        raise UserError(f"can't read the checkpoint {path}: {detail}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 
 from normtrain import recipe as recipes
 from normtrain.data.tokenization import Tokenizer
-from normtrain.errors import RunError, UserError
+from normtrain.errors import UserError
+from normtrain.files import read_plain
 from normtrain.models import Seq2Seq, build_model, norm_sites
 from normtrain.recipe import Recipe
 from normtrain.tasks.translation import FORMAT_VERSION
@@ -97,7 +97,7 @@ def read_checkpoint(target: Path) -> Checkpoint:
         ValueError: if it is missing, cut short, not a checkpoint, or not one of normtrain's.
     """
     path = find_checkpoint(Path(target))
-    raw = _load(path)
+    raw = read_plain(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]
@@ -136,21 +136,3 @@ def check_output(output: Path) -> None:
     folder = output.absolute().parent
     if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
         raise UserError(f"{output} is among a run's own checkpoints; -o takes another place")
-
-
-def _load(path: Path) -> Any:
-    """Read a file as plain data."""
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror}") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can make the reader raise anything
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
-            detail = "it holds objects that would have to be executed, which is not done"
-        else:
-            detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
-        raise UserError(f"can't read the checkpoint {path}: {detail}") from error

@@ -50,18 +50,18 @@ class Successor:
 def already(old: nn.Module, facts: NormFacts, wanted: Wanted) -> str | None:
     """The spec of a norm that is the wanted one with the same options; None if it is another."""
     if facts.kind == "batch":
-        name = _batch_name(old)
+        name = batch_name(old)
         k = wanted.given.get("k", 10)
         same = name == wanted.name and (name != "topkbatchnorm" or getattr(old, "k", None) == k)
         return str(wanted) if same else None
     if facts.kind != "own":
         return None
     spec = NormSpec(wanted.name, _options(old, facts, wanted))
-    return str(spec) if _spec_of(old) == spec else None
+    return str(spec) if norm_spec(old) == spec else None
 
 
-def _spec_of(norm: nn.Module) -> NormSpec | None:
-    """The spec of a registered norm; None for a third party's whose options can't be told."""
+def norm_spec(norm: nn.Module) -> NormSpec | None:
+    """The spec of a registered norm; None for others, and where options can't be told."""
     try:
         return NormSpec.parse(getattr(norm, "spec", "") or NormSpec(*spec_of(norm)))
     except (AttributeError, UserError):
@@ -73,15 +73,15 @@ def misfit(old: nn.Module, facts: NormFacts, wanted: Wanted) -> str | None:
     kind = type(old).__name__
     if facts.kind == "batch" and not wanted.is_batch:
         return f"a {kind} norms over the batch; in its place go {', '.join(BATCH_NORMS)}"
-    if facts.kind == "batch" and _batch_name(old) is not None:
+    if facts.kind == "batch" and batch_name(old) is not None:
         return f"a {kind} already; from torch's BatchNorm only can {wanted} go on"
     if wanted.is_batch and facts.kind != "batch":
         return f"a {kind} norms each row by itself; {wanted.name} goes in BatchNorm's place"
     return None
 
 
-def _batch_name(module: nn.Module) -> str | None:
-    """What this package's batch norms are called in rules."""
+def batch_name(module: nn.Module) -> str | None:
+    """What a batch norm of this package is called in rules; None for any other module."""
     for base in type(module).__mro__:
         if base.__module__ == "normtrain.norms.batch" and base.__name__.lower() in BATCH_NORMS:
             return base.__name__.lower()
@@ -95,7 +95,7 @@ def _options(old: nn.Module, facts: NormFacts, wanted: Wanted) -> dict[str, Opti
     if "eps" in known and "eps" not in chosen and facts.eps is not None:
         chosen["eps"] = float(facts.eps)
     # Only what a norm could have had is a choice: no RMSNorm of torch has a bias.
-    own = _spec_of(old) if facts.kind == "own" else None
+    own = norm_spec(old) if facts.kind == "own" else None
     had = {} if own is None else lookup(own.name).info.options
     could = {"bias": facts.kind == "layer" or had.get("bias") is True}
     could["affine"] = facts.kind in ("layer", "rms") or "affine" in had

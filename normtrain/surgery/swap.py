@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -16,7 +16,9 @@ from normtrain.models.embedding import TokenModel
 from normtrain.surgery import source_scan
 from normtrain.surgery.fastpath import check_disarmable, disarm
 from normtrain.surgery.own import refresh_rules
-from normtrain.surgery.readers import NormFacts, looks_like_norm, read
+from normtrain.surgery.readers import NormFacts
+from normtrain.surgery.record import note_swap
+from normtrain.surgery.sites import Site, find_sites
 from normtrain.surgery.succession import Successor, already, misfit, move_hooks, succeed
 from normtrain.surgery.swap_report import Replaced, SwapReport
 from normtrain.surgery.swap_rules import SwapRules, Wanted
@@ -33,21 +35,10 @@ _WRAPPERS = {
 
 
 @dataclass
-class _Site:
-    """A norm of the model, and every place where it hangs."""
-
-    module: nn.Module
-    looked: NormFacts | str  # what it computes, or why that can't be told
-    names: list[str] = field(default_factory=list)
-    places: list[tuple[nn.Module, str]] = field(default_factory=list)
-    near: torch.Tensor | None = None
-
-
-@dataclass
 class _Change:
     """A norm that will be replaced, with what takes its place."""
 
-    site: _Site
+    site: Site
     facts: NormFacts
     successor: Successor
 
@@ -95,14 +86,19 @@ def swap_norms(
     _check_call(model, init)
     wanted = SwapRules.parse(rules)
     report = SwapReport(rules=wanted.to_plain())
-    sites = _sites(model)
+    sites = find_sites(model)
+    chosen = _choose(sites, wanted, filter_fn, report)
+    # A wrapped or sharded model is well if its norms were put in before.
+    settled = not chosen and any(why.startswith("already") for _, why in report.skipped)
+    if not settled:
+        _check_reachable(model)
     faults = wanted.unmatched([name for site in sites for name in site.names]) if sites else []
     if strict and faults:
         raise UserError("; ".join(faults))
     report.notes += faults
-    changes = _plan(sites, wanted, init, filter_fn, report)
+    changes = _plan(chosen, init)
     report.notes += source_scan.functional_norms(model, [site.module for site in sites])
-    if strict and not changes and not any(r.startswith("already") for _, r in report.skipped):
+    if strict and not changes and not settled:
         raise UserError(_nothing(model, report))
     _check_readers(model, changes, report)
     check_disarmable(model, [change.site.module for change in changes])
@@ -115,6 +111,14 @@ def _check_call(model: nn.Module, init: str) -> None:
         raise UserError(f"norms are swapped in a torch module, not in {model!r}")
     if init not in INITS:
         raise UserError(f"init must be 'keep' or 'fresh', not {init!r}")
+
+
+def _check_reachable(model: nn.Module) -> None:
+    """Refuse a model in which something else holds the parameters of the old norms.
+
+    Raises:
+        UserError: a part of it is scripted, wrapped for several devices, or sharded.
+    """
     for name, module in model.named_modules():
         _check_wrapper(module, name)
     for name, parameter in model.named_parameters():
@@ -140,77 +144,37 @@ def _check_wrapper(module: nn.Module, name: str) -> None:
             )
 
 
-def _sites(model: nn.Module) -> list[_Site]:
-    """Every norm of the model, known or not, in order, with all its names."""
-    if _look(model) is not None:
-        raise UserError(
-            f"the model is itself a {type(model).__name__}, which can't be replaced in place; "
-            f"build the new norm with build_norm"
-        )
-    sites: dict[nn.Module, _Site | None] = {}
-    paths: dict[str, nn.Module] = {}
-    anywhere = next(model.parameters(), None)
-    for path, module in model.named_modules(remove_duplicate=False):
-        paths[path] = module
-        if module not in sites:
-            looked = None if path == "" else _look(module)
-            sites[module] = None if looked is None else _Site(module, looked)
-        site = sites[module]
-        if site is None:
-            continue
-        above, _, name = path.rpartition(".")
-        parent = paths[above]
-        # torch.compile's wrapper is not part of anyone's names.
-        full = ".".join(part for part in path.split(".") if part != "_orig_mod")
-        if full not in site.names:
-            site.names.append(full)
-        if not any(parent is other and name == key for other, key in site.places):
-            site.places.append((parent, name))
-        if site.near is None:
-            site.near = next((p for p in parent.parameters() if p.is_floating_point()), anywhere)
-    return [site for site in sites.values() if site is not None]
-
-
-def _look(module: nn.Module) -> NormFacts | str | None:
-    """What a norm computes, or why that can't be told; None for what is no norm."""
-    try:
-        facts = read(module)
-    except UserError as error:
-        return str(error)
-    if facts is not None or not looks_like_norm(module):
-        return facts
-    kind = f"{type(module).__module__}.{type(module).__name__}"
-    return f"no reader knows a {kind}; add one with normtrain.surgery.register_reader"
-
-
-def _plan(
-    sites: list[_Site],
-    rules: SwapRules,
-    init: str,
-    filter_fn: Filter | None,
-    report: SwapReport,
-) -> list[_Change]:
-    """Build the successor of each norm that has one; nothing is changed yet."""
-    changes: list[_Change] = []
-    made: dict[int, nn.Parameter] = {}
+def _choose(
+    sites: list[Site], rules: SwapRules, filter_fn: Filter | None, report: SwapReport
+) -> list[tuple[Site, NormFacts, Wanted]]:
+    """The norms to replace, and by what; the others go into the report with the reason."""
+    chosen: list[tuple[Site, NormFacts, Wanted]] = []
     for site in sites:
-        name, old = site.names[0], site.module
         wanted = rules.wanted_for(site.names)
         found = "no rule matches" if wanted is None else _facts(site, wanted, filter_fn)
         if isinstance(found, str):
-            report.skipped.append((name, found))
-            continue
-        assert wanted is not None
+            report.skipped.append((site.names[0], found))
+        else:
+            assert wanted is not None
+            chosen.append((site, found, wanted))
+    return chosen
+
+
+def _plan(chosen: list[tuple[Site, NormFacts, Wanted]], init: str) -> list[_Change]:
+    """Build the successor of each norm; nothing is changed yet."""
+    changes: list[_Change] = []
+    made: dict[int, nn.Parameter] = {}
+    for site, facts, wanted in chosen:
         _check_plain(site)
         try:
-            successor = succeed(old, found, wanted, init, site.near, made)
+            successor = succeed(site.module, facts, wanted, init, site.near, made)
         except UserError as error:
-            raise UserError(f"{name} can't become {wanted}: {error}") from None
-        changes.append(_Change(site, found, successor))
+            raise UserError(f"{site.names[0]} can't become {wanted}: {error}") from None
+        changes.append(_Change(site, facts, successor))
     return changes
 
 
-def _facts(site: _Site, wanted: Wanted, filter_fn: Filter | None) -> NormFacts | str:
+def _facts(site: Site, wanted: Wanted, filter_fn: Filter | None) -> NormFacts | str:
     """What the norm computes, or why it is left alone."""
     module, facts = site.module, site.looked
     if isinstance(facts, str):
@@ -223,7 +187,7 @@ def _facts(site: _Site, wanted: Wanted, filter_fn: Filter | None) -> NormFacts |
     return misfit(module, facts, wanted) or facts
 
 
-def _check_plain(site: _Site) -> None:
+def _check_plain(site: Site) -> None:
     """Refuse a norm that something else has changed.
 
     Raises:
@@ -285,6 +249,7 @@ def _perform(model: nn.Module, changes: list[_Change], report: SwapReport) -> No
         before = sum(p.numel() for p in site.module.parameters())
         after = sum(p.numel() for p in new.parameters())
         hooks = move_hooks(site.module, new, change.facts.channels_first)
+        note_swap(site.module, new, change.successor.spec)
         for parent, name in site.places:
             parent._modules[name] = new
         notes = [*change.successor.notes]
@@ -332,3 +297,18 @@ def _held(value: Any, depth: int) -> Iterator[nn.Module]:
         yield value.__self__
     for each in inner if depth else ():
         yield from _held(each, depth - 1)
+
+
+def pending(model: nn.Module, rules: Any, filter_fn: Filter | None = None) -> list[str]:
+    """The names of the norms that `swap_norms` would replace; nothing is changed.
+
+    Args:
+        model: any module that holds norms.
+        rules: as for `swap_norms`.
+        filter_fn: as for `swap_norms`.
+
+    Raises:
+        UserError: the rules are wrong.
+    """
+    chosen = _choose(find_sites(model), SwapRules.parse(rules), filter_fn, SwapReport())
+    return [site.names[0] for site, _, _ in chosen]

@@ -150,6 +150,12 @@ class SwapRules:
         return [(pattern, str(wanted)) for pattern, wanted in self.pairs]
 
 
+def shown(rules: Iterable[Sequence[str]]) -> str:
+    """Rules as one would write them in a call, for messages."""
+    pairs = [(pattern, spec) for pattern, spec in rules]
+    return repr(pairs[0][1]) if len(pairs) == 1 and pairs[0][0] == "*" else repr(pairs)
+
+
 def _pair(rule: Any) -> tuple[str, Wanted]:
     parts = rule if isinstance(rule, list | tuple) else ()
     if isinstance(rule, str) and "=" in rule:
