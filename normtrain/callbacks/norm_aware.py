@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,7 +141,7 @@ def load_checkpoint(
     if not (isinstance(cls, type) and hasattr(cls, "load_from_checkpoint")):
         raise UserError(f"load_checkpoint takes the class of a LightningModule, not {cls!r}")
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # a path too long is no folder, and no error yet
         raise UserError(
             f"{path} is a folder; if it is a sharded checkpoint, make one file of it first "
             f"(python -m lightning.pytorch.utilities.consolidate_checkpoint)"

@@ -1,0 +1,479 @@
+"""NormSwap: what it replaces, writes, refuses, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.tuner import Tuner
+from swapping import InSetup, Lazy, Task, data, fit, kinds, patched, trained, trainer
+from torch import Tensor, nn
+
+import normtrain
+from normtrain import NormMonitor, NormSpec, NormSwap, swap_norms
+from normtrain.callbacks import swap_checks
+from normtrain.callbacks.instance import patch, unpatch
+from normtrain.errors import UserError
+from normtrain.surgery.record import record
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_options_reach_the_swap() -> None:
+    swap = NormSwap([("net.*", NormSpec("dyt"))], init="fresh", filter_fn=lambda m, name: True)
+    task = Task()
+    with torch.no_grad():
+        task.net[1].weight.fill_(3.0)
+    trainer(swap).validate(task, data(), verbose=False)
+    assert kinds(task) == ["DyT"]
+    assert torch.equal(task.net[1].weight, torch.ones(8))
+    assert swap.report is not None
+    assert [one.name for one in swap.report.replaced] == ["net.1"]
+    assert swap.state_dict() == {"rules": [["net.*", "dyt"]]}
+    lenient = NormSwap([("nowhere.*", "rmsnorm")], strict=False)
+    fit(Task(), lenient)
+    assert lenient.report is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"rules": "rmsnrm"}, "did you mean rmsnorm"),
+        ({"rules": 3}, "not 3"),
+        ({"rules": "rmsnorm", "init": "old"}, "'keep' or 'fresh'"),
+        ({"rules": "rmsnorm", "filter_fn": "net"}, "filter_fn is a function"),
+        ({"rules": "rmsnorm", "strict": 1}, "strict must be True or False"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(UserError, match=text):
+        NormSwap(**arguments)
+
+
+@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+def test_a_pattern_that_matches_nothing_is_an_error_once_all_is_built(kind: Any) -> None:
+    task = kind()
+    with pytest.raises(UserError, match=r"'encoder\.\*' matches no norm \(there is net\.1\)"):
+        fit(task, NormSwap([("*", "rmsnorm"), ("encoder.*", "adanorm")]))
+    assert patched(task) == []
+
+
+def test_norms_built_in_several_places_are_all_swapped() -> None:
+    class Both(Lazy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.LayerNorm(8)
+
+        def setup(self, stage: str) -> None:
+            self.second = nn.LayerNorm(8)
+
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            return super().training_step(self.second(self.first(batch)), batch_idx)
+
+    task, swap = Both(), NormSwap([("*", "rmsnorm"), ("second", "adanorm")])
+    fit(task, swap)
+    assert swap.report is not None
+    assert [(one.name, one.new.partition(":")[0]) for one in swap.report.replaced] == [
+        ("first", "rmsnorm"),
+        ("second", "adanorm"),
+        ("net.1", "rmsnorm"),
+    ]
+    assert sorted(kinds(task)) == ["AdaNorm", "RMSNorm", "RMSNorm"]
+
+
+def test_one_model_goes_through_many_trainers() -> None:
+    task = Task()
+    swap = NormSwap("rmsnorm")
+    fit(task, swap)
+    norm, report = task.net[1], swap.report
+    for stage in ("validate", "test"):
+        getattr(trainer(swap), stage)(task, data(), verbose=False)
+    trainer(NormSwap("rmsnorm")).predict(task, data())
+    fit(task, swap)
+    assert task.net[1] is norm
+    assert swap.report is report
+    fit(task, NormSwap("adanorm"))
+    assert kinds(task) == ["AdaNorm"]
+    assert record(task)["was"] == {"net.1": "torch.nn.LayerNorm"}
+
+
+@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_nothing_stays_patched_after_a_failure(kind: Any, stage: str, failure: Any) -> None:
+    class Failing(kind):  # type: ignore[misc,valid-type]
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise failure("stop")
+
+        def validation_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            raise failure("stop")
+
+    task, swap = Failing(), NormSwap("rmsnorm")
+    with pytest.raises((failure, SystemExit)):
+        getattr(trainer(swap, num_sanity_val_steps=0), stage)(task, data())
+    assert patched(task) == []
+    assert kinds(task) == ["RMSNorm"]
+
+
+@pytest.mark.parametrize("where", ["setup", "configure_model", "configure_optimizers"])
+def test_nothing_stays_patched_when_building_fails(where: str) -> None:
+    def fails(self: Any, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("stop")
+
+    task = type("Failing", (Task,), {where: fails})()
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(task, NormSwap("rmsnorm"))
+    assert patched(task) == []
+
+
+def test_a_method_of_the_instance_is_given_back() -> None:
+    task = Lazy()
+
+    def mine() -> None:
+        task.net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))
+
+    task.configure_model = mine  # type: ignore[method-assign]
+    fit(task, NormSwap("rmsnorm"))
+    assert kinds(task) == ["RMSNorm"]
+    assert vars(task)["configure_model"] is mine
+
+
+def test_copies_and_pickles_in_between_build_into_themselves() -> None:
+    task, swap = Lazy(), NormSwap("rmsnorm")
+    made = trainer(swap)
+    made.strategy.connect(task)
+    swap.setup(made, task, "fit")
+    for twin in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        twin.configure_model()
+        assert kinds(twin) == ["RMSNorm"]
+        assert task.net is None
+        unpatch(twin, "configure_model")
+        assert "configure_model" not in vars(twin)
+    swap.teardown(made, task, "fit")
+    assert patched(task) == []
+
+
+def test_the_callback_is_copied_and_pickled() -> None:
+    swap = NormSwap([("net.*", "adanorm:k=0.2")], strict=False)
+    fit(Task(), swap)
+    for twin in (copy.deepcopy(swap), pickle.loads(pickle.dumps(swap))):
+        assert type(twin) is normtrain.NormSwap
+        assert (twin.rules, twin.init, twin.strict) == (swap.rules, "keep", False)
+        assert str(twin.report) == str(swap.report)
+        task = Task()
+        fit(task, twin)
+        assert kinds(task) == ["AdaNorm"]
+
+
+def test_the_trained_module_is_copied_and_pickled() -> None:
+    task = Task()
+    fit(task, NormSwap("rmsnorm"))
+    x = torch.randn(3, 8)
+    wanted = task.eval().net(x)
+    for twin in (copy.deepcopy(task), pickle.loads(pickle.dumps(task))):
+        assert kinds(twin) == ["RMSNorm"]
+        assert torch.equal(twin.net(x), wanted)
+
+
+# Checkpoints
+
+
+def test_checkpoints_say_which_norms(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    task = trained(path, NormSwap("rmsnorm"))
+    section = torch.load(path, weights_only=True)["normtrain"]
+    assert section == record(task, [("*", "rmsnorm")])
+
+
+def test_checkpoints_of_weights_only_say_it_too(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_weights_only=True, filename="a")
+    fit(Task(), NormSwap("rmsnorm"), saver, enable_checkpointing=True)
+    found = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert "callbacks" not in found
+    assert found["normtrain"]["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
+    with pytest.raises(UserError, match=r"a\.ckpt was saved with rmsnorm.*has adanorm"):
+        trainer(NormSwap("adanorm")).test(Task(), data(), ckpt_path=tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+def test_resuming_is_as_if_never_stopped(kind: Any, tmp_path: Path) -> None:
+    def begin() -> Any:
+        pl.seed_everything(5)
+        task = kind()
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return task
+
+    def still(task: Any) -> Any:  # dropout draws are Lightning's to lose on a resume
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+                module.p = 0.0
+        return task
+
+    class Still(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            still(pl_module)
+
+    whole = begin()
+    fit(whole, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=3)
+    part = begin()
+    fit(part, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=2).save_checkpoint(
+        tmp_path / "a.ckpt"
+    )
+    again = begin()
+    fit(again, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=3, ckpt_path=tmp_path / "a.ckpt")
+    assert part.losses + again.losses == whole.losses
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("rmsnorm", "layernorm:bias=false"),  # the same keys
+        ("layernorm:bias=false", "rmsnorm"),
+        ("rmsnorm", "prmsnorm"),
+        ("adanorm", "layernorm-simple"),  # no keys
+        ("adanorm", "adanorm:k=0.2"),
+        ("rmsnorm", "rmsnorm:eps=1e-3"),
+        ("rmsnorm", "layernorm"),  # other keys
+        ("layernorm", "dyt"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap(before))
+    task = Task()
+    one, other = (spec.partition(":")[0] for spec in (before, after))
+    text = (
+        rf"a\.ckpt was saved with {one}.* at net\.1, but the model has {other}.* there by "
+        rf"NormSwap\('{other}.*'\); go on with NormSwap\('{before}"
+    )
+    with pytest.raises(UserError, match=text):
+        getattr(trainer(NormSwap(after), max_epochs=2), stage)(task, data(), ckpt_path=path)
+    assert patched(task) == []
+
+
+def test_other_rules_with_the_same_outcome_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap("rmsnorm"))
+    fit(Task(), NormSwap([("net.1", "rmsnorm:eps=1e-5")]), max_epochs=2, ckpt_path=path)
+
+
+def test_a_checkpoint_from_before_the_swap_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path)
+    text = r"saved without NormSwap, so with torch\.nn\.LayerNorm at net\.1, but NormSwap\('rmsnorm"
+    with pytest.raises(UserError, match=text):
+        fit(Task(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=path)
+    task = Task.load_from_checkpoint(path, weights_only=True)  # as the message says
+    fit(task, NormSwap("rmsnorm"))
+    assert kinds(task) == ["RMSNorm"]
+
+
+def test_lightning_says_when_a_run_is_resumed_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap("layernorm"))
+    with pytest.warns(UserWarning, match=r"add the following callbacks: \['NormSwap'\]"):
+        fit(Task(), max_epochs=2, ckpt_path=path)
+
+
+# Other callbacks
+
+
+class Freeze(BaseFinetuning):
+    """Freezes the norm."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[1], train_bn=False)
+
+    def finetune_function(self, *args: Any) -> None:
+        """Never thaws."""
+
+
+OTHERS = {
+    "EMAWeightAveraging": lambda: EMAWeightAveraging(decay=0.5),
+    "StochasticWeightAveraging": lambda: StochasticWeightAveraging(1e-3, swa_epoch_start=1),
+    "Freeze": Freeze,
+    "ModelPruning": lambda: ModelPruning("l1_unstructured", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_order_with_callbacks_that_hold_the_model(name: str) -> None:
+    task = Task()
+    with pytest.raises(UserError, match=rf"{name} comes before NormSwap.*put NormSwap first"):
+        fit(task, OTHERS[name](), NormSwap("rmsnorm"))
+    assert kinds(task) == ["LayerNorm"]
+    fit(task, NormSwap("rmsnorm"), OTHERS[name](), max_epochs=3)
+    assert kinds(task) == ["RMSNorm"]
+
+
+def test_a_frozen_norm_stays_frozen_and_an_averaged_one_is_averaged() -> None:
+    task = Task()
+    fit(task, NormSwap("dyt"), Freeze())
+    assert not any(p.requires_grad for p in task.net[1].parameters())
+    for kind in (Task, Lazy):
+        task, ema = kind(), EMAWeightAveraging(decay=0.5)
+        fit(task, NormSwap("rmsnorm"), ema)
+        assert kinds(ema._average_model) == ["RMSNorm"]
+        assert patched(ema._average_model.module) == []
+
+
+def test_averaged_runs_resume_with_both_state_dicts(tmp_path: Path) -> None:
+    def callbacks(norm: str = "rmsnorm") -> list[Any]:
+        return [NormSwap(norm), EMAWeightAveraging(decay=0.5)]
+
+    path = tmp_path / "a.ckpt"
+    saver = ModelCheckpoint(tmp_path, filename="a", every_n_epochs=1)
+    fit(Task(), *callbacks(), saver, enable_checkpointing=True)
+    found = torch.load(path, weights_only=True)
+    assert not torch.equal(
+        *(found[k]["net.1.weight"] for k in ("state_dict", "current_model_state"))
+    )
+    again, both = Task(), callbacks()
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            average = both[1]._average_model.module
+            for key, model in (("state_dict", average), ("current_model_state", pl_module)):
+                for name, value in model.state_dict().items():
+                    assert torch.equal(value, found[key][name])
+
+    fit(again, *both, Look(), max_epochs=2, ckpt_path=path)
+    with pytest.raises(UserError, match=r"saved with rmsnorm.*has layernorm"):
+        fit(Task(), *callbacks("layernorm:bias=false"), max_epochs=2, ckpt_path=path)
+
+
+def test_a_callback_of_the_model_and_the_tuner() -> None:
+    class Own(Task):
+        def configure_callbacks(self) -> list[Any]:
+            return [NormSwap("rmsnorm")]
+
+    task = Own()
+    fit(task)
+    assert kinds(task) == ["RMSNorm"]
+    task = Task()
+    task.lr = 1e-3
+    made = trainer(NormSwap("rmsnorm"), max_epochs=3)
+    Tuner(made).lr_find(task, data(), data(), num_training=5)
+    assert kinds(task) == ["RMSNorm"]
+    assert patched(task) == []
+
+
+def test_the_monitor_sees_the_new_norms() -> None:
+    monitor = NormMonitor(every=2)
+    fit(Task(), monitor, NormSwap("rmsnorm"))
+    assert set(monitor.last) == {"net.1"}
+
+
+# Optimizers
+
+
+class Early(Task):
+    """Makes its optimizer in __init__."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = torch.optim.AdamW(self.parameters(), 1e-2)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.made
+
+
+def test_an_optimizer_made_before_the_swap_is_refused() -> None:
+    with pytest.raises(UserError, match="holds 1 parameters of norms that NormSwap replaced"):
+        fit(Early(), NormSwap("rmsnorm"))
+    task = Early()
+    fit(task, NormSwap("layernorm"))  # the same parameters
+    assert not torch.equal(task.net[1].weight, torch.ones(8))
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_new_parameter_that_is_not_trained_is_named() -> None:
+    with pytest.warns(UserWarning, match=r"no optimizer holds net\.1\.alpha"):
+        fit(Early(), NormSwap("dyt"))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+def test_spawned_processes_are_refused_unless_swapped_before(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(swap_checks, "in_spawned_process", lambda trainer: True)
+    text = r"by spawn or fork.*call swap_norms\(model, 'rmsnorm'\) before trainer\.fit"
+    with pytest.raises(UserError, match=text):
+        fit(kind(), NormSwap("rmsnorm"))
+    if kind is Task:
+        task = Task()
+        swap_norms(task, "rmsnorm")
+        fit(task, NormSwap("rmsnorm"))
+
+
+def test_tasks_of_this_package_have_recipes_for_that(tiny_recipe: Any) -> None:
+    from normtrain.tasks.translation import TranslationTask
+
+    class Mine(TranslationTask):
+        """Still one."""
+
+    task = Mine.__new__(Mine)
+    with pytest.raises(UserError, match="choose them there"):
+        swap_checks.check_task(task)
+
+
+@pytest.mark.filterwarnings("default")
+def test_transformer_engine_is_warned_of() -> None:
+    plugin = type("TransformerEnginePrecision", (), {"__module__": "pytorch_lightning.plugins.x"})()
+    fake = type("FakeTrainer", (), {"precision_plugin": plugin})()
+    with pytest.warns(UserWarning, match="compare norms without it"):
+        swap_checks.warn_of_transformer_engine(fake)
+
+
+def test_two_of_them_are_refused_by_lightning() -> None:
+    with pytest.raises(RuntimeError, match="more than one stateful callback of type `NormSwap`"):
+        trainer(NormSwap("rmsnorm"), NormSwap("adanorm"))
+
+
+# Words
+
+
+def test_what_was_done_is_said_once() -> None:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda entry: said.append(entry.getMessage())  # type: ignore[method-assign]
+    logger, swap, task = logging.getLogger("pytorch_lightning"), NormSwap("rmsnorm"), Task()
+    logger.addHandler(handler)
+    try:
+        fit(task, swap)
+        trainer(swap).test(task, data(), verbose=False)
+    finally:
+        logger.removeHandler(handler)
+    assert [line for line in said if line.startswith("NormSwap")] == [
+        "NormSwap: norms replaced: 1, by rmsnorm:eps=1e-05; left alone: 0; print(callback.report) "
+        "names them"
+    ]
+
+
+def test_patches_do_not_pile_up() -> None:
+    task = Lazy()
+    patch(task, "configure_model", lambda *args: None)
+    with pytest.raises(AssertionError, match="patched already"):
+        patch(task, "configure_model", lambda *args: None)
