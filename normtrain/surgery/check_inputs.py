@@ -28,7 +28,7 @@ class Inputs:
     Attributes:
         args: the positional ones.
         kwargs: the others.
-        source: where they are from, to say in a message.
+        source: where they are from, to end a message with.
     """
 
     args: tuple[Any, ...]
@@ -44,7 +44,7 @@ class Inputs:
         named = [("", value) for value in self.args]
         named += [(f"{name} ", value) for name, value in self.kwargs.items()]
         listed = ", ".join(f"{name}{_shown(value)}" for name, value in named)
-        return f"{listed or 'none'}; from {self.source}"
+        return f"{listed or 'none'}; {self.source}"
 
 
 def choose_inputs(
@@ -66,7 +66,7 @@ def choose_inputs(
         dtypes = [p.dtype for p in model.parameters() if p.is_floating_point()]
         return made_up(specs, dtypes[0] if dtypes else torch.get_default_dtype(), seed)
     if given is not None:
-        return _arguments(given, "the factory")
+        return _arguments(given, "given with the model")
     kind = type(model).__name__
     for name in ("example_input_array", "dummy_inputs"):
         try:
@@ -75,7 +75,7 @@ def choose_inputs(
             raise UserError(f"the {name} of this {kind} fails: {described(error)}") from error
         if value is None or (name == "dummy_inputs" and not isinstance(value, Mapping)):
             continue
-        return _arguments(value, name)
+        return _arguments(value, f"from {name}")
     raise UserError(f"there is nothing to call this {kind} with: {WAYS}")
 
 
@@ -106,7 +106,7 @@ def made_up(specs: Sequence[str], dtype: torch.dtype, seed: int) -> Inputs:
             kwargs[name] = tensor
         else:
             args.append(tensor)
-    return Inputs(tuple(args), kwargs, "--input")
+    return Inputs(tuple(args), kwargs, "from --input")
 
 
 def _drawn(spec: str, rest: str, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
@@ -135,7 +135,7 @@ def _arguments(value: Any, source: str) -> Inputs:
     if isinstance(value, tuple | list):
         return Inputs(tuple(value), {}, source)
     raise UserError(
-        f"the inputs of {source} are a {type(value).__name__}; they should be a tensor, a tuple or "
+        f"the inputs {source} are a {type(value).__name__}; they should be a tensor, a tuple or "
         f"list of arguments, or a dict of named ones"
     )
 

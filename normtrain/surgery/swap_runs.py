@@ -188,7 +188,7 @@ class Runs:
             ModelFailed: the forward fails.
         """
         probe.without_dropout(model).train()
-        with torch.no_grad(), probe.calls_counted(named(model, norms)) as calls:
+        with torch.enable_grad(), probe.calls_counted(named(model, norms)) as calls:
             return probe.kept(self.forward(model, "in training with dropout off")), calls
 
     def is_random(self, make: Callable[[], nn.Module]) -> bool:
@@ -200,7 +200,7 @@ class Runs:
         seen = []
         for further in (0, 1):
             model = probe.without_dropout(make()).train()
-            with torch.no_grad():
+            with torch.enable_grad():
                 seen.append(probe.kept(self.forward(model, "in training", further)))
         return not probe.agree(seen[0], seen[1], probe.tolerance(model, seen[0]))
 
