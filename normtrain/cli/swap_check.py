@@ -7,7 +7,7 @@ import json
 import click
 
 from normtrain.cli.common import debug_option
-from normtrain.cli.user_code import at_home, load_model, split_target
+from normtrain.cli.user_code import at_home, find_factory, make_model, split_target
 from normtrain.errors import RunError
 
 
@@ -77,7 +77,9 @@ def swap_check(
     rules += [(pattern, spec) for pattern, spec in map(parse_rule, norm_at)]
     with generators_kept(), at_home(module):
         seed_all(seed)
-        model, given = load_model(module, factory)
+        found = find_factory(module, factory)
+        seed_all(seed)  # again: the model shall not depend on what importing drew
+        model, given = make_model(found, target)
         result = check_swap(model, rules, given, specs=inputs, init=init, seed=seed)
     if as_json:
         click.echo(json.dumps({"target": target, **result.plain()}, ensure_ascii=False))

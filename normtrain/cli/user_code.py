@@ -58,33 +58,52 @@ def split_target(target: str) -> tuple[str, str]:
     return module, factory
 
 
-def load_model(module: str, factory: str) -> tuple[Any, Any]:
-    """Import a module and have its factory make a model; call it within `at_home`.
+def find_factory(module: str, factory: str) -> Any:
+    """Import a module and look up what makes the model; call it within `at_home`.
 
     Args:
         module: a module's name, or the path of a ``.py`` file.
-        factory: the name of a function or class that is called without arguments, or of a model;
-            dots lead to what is within.
+        factory: a name in it; dots lead to what is within.
+
+    Raises:
+        UserError: there is no such module or name, or the module's code fails.
+    """
+    found: Any = _imported(module)
+    file, seen = _where(found), module
+    for part in factory.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise UserError(f"{seen}{file} has no {part}{_near_names(found, part)}") from error
+        except Exception as error:  # what is made on demand may fail in any way
+            raise UserError(f"getting {part} of {seen} fails: {described(error)}") from error
+        seen, file = f"{seen}.{part}" if ":" in seen else f"{seen}:{part}", ""
+    return found
+
+
+def make_model(factory: Any, name: str) -> tuple[Any, Any]:
+    """Have a factory make a model; call it within `at_home`.
+
+    Args:
+        factory: a function or class that is called without arguments, or a model.
+        name: what it is called in messages.
 
     Returns:
         A `torch.nn.Module`, and the inputs that came with it (None if none did).
 
     Raises:
-        UserError: there is no such module or name, it can't be called without arguments, its code
-            fails, or what it gives is no model.
+        UserError: it can't be called without arguments, its code fails, or it gives no model.
     """
     from torch import nn
 
-    made = _attribute(_imported(module), module, factory)
-    if not isinstance(made, nn.Module):
-        made = _made(made, f"{module}:{factory}")
+    made = factory if isinstance(factory, nn.Module) else _made(factory, name)
     if isinstance(made, nn.Module):
         return made, None
     if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made[0], made[1]
     raise UserError(
-        f"{module}:{factory} gives {_kind(made)}; it should give a torch module, or a pair of one "
-        f"and its inputs"
+        f"{name} gives {_kind(made)}; it should give a torch module, or a pair of one and its "
+        f"inputs"
     )
 
 
@@ -151,20 +170,11 @@ def _near_files(folder: Path, name: str) -> str:
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-def _attribute(module: ModuleType, name: str, factory: str) -> Any:
-    found: Any = module
-    seen = name
-    for part in factory.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            known = [each for each in dir(found) if not each.startswith("_")]
-            near = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
-            near = near or [each for each in known if _defined_in(found, each)][:5]
-            hint = f"; there is {', '.join(near)}" if near else ""
-            raise UserError(f"{seen}{_where(module)} has no {part}{hint}") from error
-        seen = f"{seen}.{part}" if ":" in seen else f"{seen}:{part}"
-    return found
+def _near_names(found: Any, part: str) -> str:
+    known = [each for each in dir(found) if not each.startswith("_")]
+    near = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
+    near = near or [each for each in known if _defined_in(found, each)][:5]
+    return f"; there is {', '.join(near)}" if near else ""
 
 
 def _where(module: ModuleType) -> str:
@@ -219,6 +229,6 @@ def _theirs(run: Callable[[], Any], what: str) -> Any:
         ) from error
     except Exception as error:
         hint = ""
-        if isinstance(error, ImportError) and "relative import" in str(error):
+        if isinstance(error, ImportError) and "no known parent" in str(error):
             hint = "; name a file of a package as a module, package.file, from above the package"
         raise UserError(f"{what}: {described(error)}{hint}") from error
