@@ -137,12 +137,12 @@ class Runs:
     def train(self, model: nn.Module) -> Trained:
         """A step in training mode, with the gradients of the sum of the outputs' mean squares.
 
+        The model is a copy, so without gradients from before.
+
         Raises:
             ModelFailed: the forward fails.
         """
         model.train()
-        for parameter in model.parameters():
-            parameter.grad = None
         with torch.enable_grad():
             output = self.forward(model, "in training")
             seen = Trained(probe.kept(output))
@@ -158,20 +158,19 @@ class Runs:
         seen.gradients = {n: p.grad for n, p in model.named_parameters(remove_duplicate=False)}
         return seen
 
-    def evaluate(self, make: Callable[[], nn.Module], norms: Names = ()) -> Evaluated:
-        """Run in eval in each context.
+    def evaluate(self, model: nn.Module, norms: Names = ()) -> Evaluated:
+        """Run in eval in each context, one after the other.
 
-        Under inference_mode runs a model of its own, since tensors that a forward keeps from there
-        are of no use outside; the others follow each other on one model, as after training.
+        Tensors that a forward keeps under inference_mode, the last, are of no use outside: run
+        nothing else with this model.
 
         Args:
-            make: makes the model anew.
+            model: the model, whose mode is changed.
             norms: the names of the modules whose calls are counted.
         """
         seen = Evaluated()
-        shared = make().eval()
+        model.eval()
         for context, enter in CONTEXTS.items():
-            model = make().eval() if enter is torch.inference_mode else shared
             with torch.enable_grad(), enter(), probe.calls_counted(named(model, norms)) as calls:
                 try:
                     when = "in eval" if context == FIRST else f"in eval {context}"

@@ -96,7 +96,7 @@ class Trials:
             ModelFailed: its forward fails.
         """
         try:
-            self._old = self._runs.evaluate(self._original)
+            self._old = self._runs.evaluate(self._original())
             if FIRST in self._old.failures:
                 raise self._old.failures[FIRST]
             self._old_step = self._runs.train(self._original())
@@ -177,7 +177,7 @@ class Trials:
         return OK, f"{_count(got, 'gradient')}{'' if self._on_meta else ', finite'}"
 
     def _eval_forward(self) -> Outcome:
-        self._new = self._runs.evaluate(self._swapped, self._names)
+        self._new = self._runs.evaluate(self._swapped(), self._names)
         if FIRST in self._new.failures:
             raise self._new.failures[FIRST]
         found, wanted = self._new.outputs[FIRST], self._old.outputs[FIRST]
