@@ -151,7 +151,8 @@ def _outcome(name: str, trial: Callable[[], tuple[str, str]]) -> Check:
 
 
 def _of_original(error: ModelFailed, inputs: Inputs, hint: str) -> str:
-    return f"the original model itself fails on its inputs ({inputs}), {error}{hint}"
+    others = "" if inputs.source == "from --input" else "; --input gives others"
+    return f"the original model itself fails on its inputs ({inputs}), {error}{others}{hint}"
 
 
 def _configure(model: nn.Module) -> tuple[list[str], str]:

@@ -267,6 +267,9 @@ def test_a_failing_original_is_told_from_a_failing_swap() -> None:
     ):
         assert part in str(caught.value)
     assert "mat1 and mat2 shapes" in str(caught.value)
+    assert str(caught.value).endswith("; --input gives others")
+    with pytest.raises(UserError, match=r"\(2x3 and 8x8\) \(\S+:\d+\)$"):
+        check_swap(Small(), "rmsnorm", specs=["2,3"])
     only_training = Small(lambda model, y: y[99] if model.training else y)
     with pytest.raises(UserError, match="the original model itself fails .*in training: IndexErr"):
         check_swap(only_training, "rmsnorm", X)
