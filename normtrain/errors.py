@@ -1,9 +1,12 @@
-"""The two kinds of failure a person sees, and the "did you mean" that goes with the first."""
+"""The two kinds of failure a person sees, and what helps to word them."""
 
 from __future__ import annotations
 
 import difflib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -30,3 +33,38 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     if near:
         return UserError(f"unknown {kind} {name!r}; did you mean {', '.join(near)}?")
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+
+
+def described(error: BaseException) -> str:
+    """One line on a failure in somebody else's code: class, message, and where in their code.
+
+    Args:
+        error: what was raised, with its traceback.
+
+    Returns:
+        ``"ValueError: no such size (mine.py:12)"``: the innermost line that belongs to no installed
+        package and not to this one; without it where there is none.
+    """
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        what = f"{type(error).__name__}: {error.msg}"
+        frames.append((error.filename, error.lineno))
+    theirs = [frame for frame in frames if not _is_installed(frame[0])]
+    if not theirs:
+        return what
+    file, line = theirs[-1]
+    path = Path(file)
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{what} ({shown}:{line})"
+
+
+def _is_installed(file: str) -> bool:
+    path = Path(file)
+    roots = (sysconfig.get_path("stdlib"), Path(__file__).parent)
+    return (
+        file.startswith("<")
+        or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        or any(path.is_relative_to(root) for root in roots)
+    )

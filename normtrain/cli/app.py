@@ -18,6 +18,7 @@ from normtrain.cli.common import SETTINGS, Session, debug_option
 from normtrain.cli.fit import fit
 from normtrain.cli.norms import norms
 from normtrain.cli.score import evaluate, translate
+from normtrain.cli.swap_check import swap_check
 from normtrain.cli.weights import average, convert, export
 from normtrain.errors import RunError, UserError
 
@@ -125,7 +126,7 @@ def cli() -> None:
     """
 
 
-for _command in (fit, evaluate, translate, average, convert, export, recipes, norms):
+for _command in (fit, evaluate, translate, average, convert, export, recipes, norms, swap_check):
     cli.add_command(_command)
 
 

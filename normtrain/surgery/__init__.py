@@ -7,6 +7,7 @@ from normtrain.surgery.readers import NormFacts, read_by_trial, register_reader
 from normtrain.surgery.report import ConversionReport
 from normtrain.surgery.streams import Stream, streams_of
 from normtrain.surgery.swap import swap_norms
+from normtrain.surgery.swap_check import SwapCheck, check_swap
 from normtrain.surgery.swap_report import Replaced, SwapReport
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "NormFacts",
     "Replaced",
     "Stream",
+    "SwapCheck",
     "SwapReport",
+    "check_swap",
     "read_by_trial",
     "register_reader",
     "streams_of",
