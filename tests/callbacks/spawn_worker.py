@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from swapping import Lazy, Task, fit, kinds
+from swapping import Task, fit, kinds
 
 from normtrain import NormSwap, swap_norms
 
@@ -30,7 +30,6 @@ def main() -> None:
     found: dict[str, Any] = {}
     task = Task()
     found["refused"], found["left"] = refusal(task), kinds(task)
-    found["lazy"] = refusal(Lazy())
     swap_norms(task, "rmsnorm")
     fit(task, NormSwap("rmsnorm"), **SPAWN)
     found["trained"] = kinds(task)
