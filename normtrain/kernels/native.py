@@ -7,7 +7,7 @@ The extension is built by ``pip install`` where a C++ compiler is at hand, and i
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,23 +29,6 @@ _SMALL = 1 << 15  # as in module.cpp: fewer elements run on the caller's thread
 _ABSENT = (0, 0, 0)
 
 
-class Dropout(NamedTuple):
-    """What a dropout does, so that the backward drops the same elements.
-
-    Attributes:
-        p: share of the elements that become 0, from 0 to below 1.
-        seed: 63 bits, from torch's generator.
-    """
-
-    p: float
-    seed: int
-
-    @property
-    def numbers(self) -> tuple[int, int, float]:
-        """Seed, the 32-bit threshold below which an element is dropped, and the others' scale."""
-        return self.seed, min(round(self.p * 2**32), 2**32 - 1), 1.0 / (1.0 - self.p)
-
-
 def unavailable() -> str | None:
     """Why these kernels can't run here; None where they can."""
     if _native is not None:
@@ -59,11 +42,14 @@ def description() -> str:
     return f"{_native.isas()[0]}, {threads} thread{'s' * (threads > 1)}"
 
 
-def takes(x: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether all is on the CPU and of dtypes that the kernels know."""
-    if _native is None or not x.is_cpu or x.dtype not in DTYPES:
-        return False
-    return all(p is None or (p.is_cpu and p.dtype in DTYPES) for p in parameters)
+def serves(x: Tensor) -> bool:
+    """Whether these kernels take ``x``, ``(..., d)``, by its device and dtype."""
+    return _native is not None and x.is_cpu and x.dtype in DTYPES
+
+
+def columns(kind: str) -> int:
+    """How many float32 numbers a row the backward of `kind` is handed in ``stats``."""
+    return COLUMNS[kind]
 
 
 def _given(parameter: Tensor | None, grad: Tensor | None = None) -> tuple[int, int, int]:
@@ -118,70 +104,93 @@ def backward(
     return dx, dw, db, da
 
 
-def forward_sum(
+def _dropping(seeds: Tensor | None, p: float) -> tuple[int, int, float]:
+    """Where the seeds are, the 32-bit number below which a hash drops, the scale of the others."""
+    if seeds is None:
+        return 0, 0, 1.0
+    return seeds.data_ptr(), min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
+
+
+def forward_add(
     kind: str,
-    branch: Tensor,
+    x: Tensor,
     residual: Tensor,
+    seeds: Tensor | None,
+    p: float,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
     numbers: Numbers,
-    dropout: Dropout,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``residual + dropout(branch)`` rounded to their dtype, its norm, and the norm's stats.
+    """Norm of ``residual + dropout(x)``, and that sum, in one pass.
 
     Args:
-        kind: any of `KINDS` but tanh.
-        branch: ``(..., d)``, contiguous, as is
-        residual: of the same dtype and shape.
+        kind: one of `normtrain.kernels.rows.KINDS`.
+        x: the branch, ``(rows, d)``, contiguous.
+        residual: the stream, like x in shape and dtype.
+        seeds: ``(rows,)`` int64, a random one for each row; None for no dropout.
+        p: the share of features that dropout sets to 0, in [0, 1).
         weight: as for `forward`.
         bias: as for `forward`.
+        alpha: as for `forward`.
         numbers: as for `forward`.
-        dropout: share and seed.
+
+    Returns:
+        y, the sum (rounded to its dtype before it is normalized), and stats.
     """
-    d, size = branch.shape[-1], branch.numel()
-    total, y = torch.empty_like(branch), torch.empty_like(branch)
+    d, size = x.shape[-1], x.numel()
+    y, total = torch.empty_like(x), torch.empty_like(x)
     stats = torch.empty((size // d, COLUMNS[kind]), dtype=torch.float32)
     _native.forward(
-        CODES[kind], DTYPES[branch.dtype], size // d, d, total.data_ptr(), y.data_ptr(), 0, 0,
+        CODES[kind], DTYPES[x.dtype], size // d, d, total.data_ptr(), y.data_ptr(), 0, 0,
         stats.data_ptr(), *_given(weight), 0 if weight is None else weight.numel(), *_given(bias),
-        *_ABSENT, *numbers, 1 if size < _SMALL else torch.get_num_threads(),
-        branch.data_ptr(), residual.data_ptr(), 0, 0, *dropout.numbers,
+        *_given(alpha), *numbers, 1 if size < _SMALL else torch.get_num_threads(),
+        x.data_ptr(), residual.data_ptr(), 0, 0, *_dropping(seeds, p),
     )  # fmt: skip
-    return total, y, stats
+    return y, total, stats
 
 
-def backward_sum(
+def backward_add(
     kind: str,
     grad: Tensor,
-    more: Tensor | None,
+    grad_total: Tensor | None,
     total: Tensor,
+    seeds: Tensor | None,
+    p: float,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
     stats: Tensor,
     numbers: Numbers,
-    dropout: Dropout,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Gradients of branch, residual, weight and bias, from that of the norm and of the sum.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """``(dresidual, dx, dweight, dbias, dalpha)`` of `forward_add`.
 
     Args:
-        kind: as in the forward.
-        grad: of the norm's output ``(..., d)``.
-        more: of the sum itself, or None for zeros.
-        total: the sum.
-        weight: as in the forward.
-        bias: as in the forward.
-        stats: from the forward.
-        numbers: as in the forward.
-        dropout: as in the forward.
+        kind: one of `normtrain.kernels.rows.KINDS`.
+        grad: the gradient of y.
+        grad_total: the gradient of the sum, or None where nothing else uses it.
+        total: the sum that `forward_add` gave.
+        seeds: what `forward_add` got, and so on for the others.
+        p: see there.
+        weight: see there.
+        bias: see there.
+        alpha: see there.
+        stats: what `forward_add` gave.
+        numbers: see there.
+
+    Returns:
+        The gradients; dx is None where there is no dropout, since it equals dresidual then.
     """
     d, size = total.shape[-1], total.numel()
-    dbranch, dresidual = torch.empty_like(total), torch.empty_like(total)
-    dw, db = (None if p is None else torch.empty_like(p) for p in (weight, bias))
+    dresidual = torch.empty_like(total)
+    dx = None if seeds is None else torch.empty_like(total)
+    dw, db, da = (None if t is None else torch.empty_like(t) for t in (weight, bias, alpha))
     _native.backward(
         CODES[kind], DTYPES[total.dtype], size // d, d, total.data_ptr(), 0, grad.data_ptr(),
         dresidual.data_ptr(), stats.data_ptr(), *_given(weight, dw),
-        0 if weight is None else weight.numel(), *_given(bias, db), *_ABSENT,
+        0 if weight is None else weight.numel(), *_given(bias, db), *_given(alpha, da),
         *numbers, 1 if size < _SMALL else torch.get_num_threads(),
-        0, 0, 0 if more is None else more.data_ptr(), dbranch.data_ptr(), *dropout.numbers,
+        0, 0, 0 if grad_total is None else grad_total.data_ptr(),
+        0 if dx is None else dx.data_ptr(), *_dropping(seeds, p),
     )  # fmt: skip
-    return dbranch, dresidual, dw, db
+    return dresidual, dx, dw, db, da

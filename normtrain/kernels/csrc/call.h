@@ -37,8 +37,8 @@ struct Call {
   const void* residual;
   const void* more;
   void* dbranch;
-  uint64_t seed;
-  uint32_t threshold;  // an element is dropped where its hash is below
+  const int64_t* seeds;  // (rows,), or null: nothing is dropped
+  uint32_t threshold;    // an element is dropped where its hash is below
   float keep_scale;    // 1 / (1 - p)
 };
 

@@ -217,7 +217,6 @@ void run_backward(Job& job) {
   int64_t chunks = elements / SMALL;
   chunks = chunks < 1 ? 1 : chunks > 64 ? 64 : chunks;
   int64_t step = (c.rows + chunks - 1) / chunks;
-  step = (step + 3) / 4 * 4;
   chunks = step ? (c.rows + step - 1) / step : 0;
   const bool sums = job.weight.at || job.bias.at;
   const int64_t width = (sums ? 2 * d : 0) + 16;  // weight, bias, then alpha
@@ -289,7 +288,7 @@ bool read(PyObject* const* args, Py_ssize_t count, Job& job) {
   job.threads = (int)a.whole();
   if (count == ARGUMENTS) return !PyErr_Occurred();
   c.branch = a.address(), c.residual = a.address(), c.more = a.address(), c.dbranch = a.address();
-  c.seed = (uint64_t)a.whole();
+  c.seeds = static_cast<const int64_t*>(a.address());
   c.threshold = (uint32_t)a.whole(), c.keep_scale = a.number();
   return !PyErr_Occurred();
 }

@@ -142,24 +142,26 @@ struct Wide {
 template <class T, int F, int MODE>
 INLINE void write(const Call& c, const typename T::E* x, const Row& row, typename T::E* y) {
   const float *w = c.weight, *b = c.bias;
-  each(0, c.d, [&](int64_t i, auto n) INLINE_LAMBDA {
+  const float alpha = c.alpha, a = c.a, slope = c.a * c.b;
+  each(0, c.d, [=](int64_t i, auto n) INLINE_LAMBDA {
     V v = load<T>(x + i, n);
-    V h = F == CURVE ? hyperbolic(v * c.alpha) : centre<F>(v, row) * row.r;
-    if (F == ADAPTIVE) h = (c.a - c.a * c.b * h) * h;
+    V h = F == CURVE ? hyperbolic(v * alpha) : centre<F>(v, row) * row.r;
+    if (F == ADAPTIVE) h = (a - slope * h) * h;
     if (MODE > 0) h = h * load<F32>(w + i, n);
     if (MODE > 1) h = h + load<F32>(b + i, n);
     store<T>(y + i, h, n);
   });
 }
 
-// One 32-bit number an element, from the seed, the row and the column.
+// One 32-bit number an element, from its row's seed and the column.
 INLINE U mixed(U h) {
   h = (h ^ (h >> 16)) * 0x85ebca6bu;
   h = (h ^ (h >> 13)) * 0xc2b2ae35u;
   return h ^ (h >> 16);
 }
-INLINE uint64_t row_key(uint64_t seed, int64_t row) {
-  uint64_t z = seed + 0x9e3779b97f4a7c15u * (uint64_t)(row + 1);
+INLINE uint64_t row_key(const Call& c, int64_t row) {
+  if (!c.seeds) return 0;
+  uint64_t z = (uint64_t)c.seeds[row] + 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
@@ -178,10 +180,10 @@ OUTLINE void add_branch(const Call& c, int64_t row, typename T::E* sum) {
   typedef typename T::E E;
   const E* branch = static_cast<const E*>(c.branch) + row * c.d;
   const E* residual = static_cast<const E*>(c.residual) + row * c.d;
-  const uint64_t key = row_key(c.seed, row);
+  const uint64_t key = row_key(c, row);
   each(0, c.d, [&](int64_t i, auto n) INLINE_LAMBDA {
     V v = load<T>(branch + i, n);
-    if (c.threshold) v = dropped(c, key, i, v);
+    if (c.seeds) v = dropped(c, key, i, v);
     store<T>(sum + i, load<T>(residual + i, n) + v, n);
   });
 }
@@ -256,71 +258,67 @@ OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
   }
 }
 
-template <int MODE, class N>
-INLINE void add_to(const Partial& to, int64_t i, N n, V dw, V db) {
-  if (MODE > 0) store<F32>(to.weight + i, load<F32>(to.weight + i, n) + dw, n);
-  if (MODE > 1) store<F32>(to.bias + i, load<F32>(to.bias + i, n) + db, n);
-}
-
 // With a residual: add the gradient that reaches the sum by another way, give the branch its own.
 template <class T, class N>
 OUTLINE V finished(const Call& c, const Pull<typename T::E>& p, int64_t i, N n, V dx) {
   if (p.more) dx += load<T>(p.more + i, n);
-  if (p.dbranch) store<T>(p.dbranch + i, c.threshold ? dropped(c, p.key, i, dx) : dx, n);
+  if (p.dbranch) store<T>(p.dbranch + i, dropped(c, p.key, i, dx), n);
   return dx;
 }
 
-// dx of R rows at once, and what they add to the parameters' gradients.
-template <class T, int F, int MODE, int R, bool PULLED>
+// dx of a row, and what it adds to the parameters' gradients; the sums of a chunk stay in the cache.
+template <class T, int F, int MODE, bool PULLED>
 INLINE void spread(
-    const Call& c, const Pull<typename T::E>* p, const Partial& to, int64_t begin, int64_t end) {
-  const bool residual = p->more || p->dbranch;
-  each(begin, end, [&](int64_t i, auto n) INLINE_LAMBDA {
-    V w = MODE > 0 ? load<F32>(c.weight + i, n) : V{}, dw = {}, db = {};
-#pragma GCC unroll 4
-    for (int j = 0; j < R; j++) {
-      V grad = load<T>(p[j].grad + i, n);
-      V cen = centre<F>(load<T>(p[j].x + i, n), p[j].s), h = cen * p[j].s.r;
-      V inner = upstream<F, MODE>(c, grad, h, w) - p[j].k1;
-      if (PULLED) inner = inner - p[j].k2 * (F == ABSOLUTE ? sign(cen) : h);
-      V dx = inner * p[j].scale;
-      if (__builtin_expect(residual, 0)) dx = finished<T>(c, p[j], i, n, dx);
-      store<T>(p[j].dx + i, dx, n);
-      dw += grad * h;
-      db += grad;
-    }
-    add_to<MODE>(to, i, n, dw, db);
+    const Call& c, const Pull<typename T::E>& p, const Partial& to, int64_t begin, int64_t end) {
+  typedef typename T::E E;
+  const bool residual = p.more || p.dbranch;
+  const E *const __restrict x = p.x, *const __restrict grads = p.grad;
+  E* const __restrict dx_at = p.dx;
+  const float* const __restrict weight = c.weight;
+  float *const __restrict dw = to.weight, *const __restrict db = to.bias;
+  const Row s = p.s;
+  const float k1 = p.k1, k2 = p.k2, scale = p.scale;
+  each(begin, end, [=, &c, &p](int64_t i, auto n) INLINE_LAMBDA {
+    V w = MODE > 0 ? load<F32>(weight + i, n) : V{}, grad = load<T>(grads + i, n);
+    V cen = centre<F>(load<T>(x + i, n), s), h = cen * s.r;
+    V inner = upstream<F, MODE>(c, grad, h, w) - k1;
+    if (PULLED) inner = inner - k2 * (F == ABSOLUTE ? sign(cen) : h);
+    V dx = inner * scale;
+    if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
+    store<T>(dx_at + i, dx, n);
+    if (MODE > 0) store<F32>(dw + i, load<F32>(dw + i, n) + grad * h, n);
+    if (MODE > 1) store<F32>(db + i, load<F32>(db + i, n) + grad, n);
   });
 }
 
-template <class T, int MODE, int R>
-INLINE void spread_curve(const Call& c, const Pull<typename T::E>* p, const Partial& to) {
+template <class T, int MODE>
+INLINE void spread_curve(const Call& c, const Pull<typename T::E>& p, const Partial& to) {
+  const bool residual = p.more || p.dbranch;
   V slope = {};
   each(0, c.d, [&](int64_t i, auto n) INLINE_LAMBDA {
-    V w = MODE > 0 ? load<F32>(c.weight + i, n) : V{}, dw = {}, db = {};
-    for (int j = 0; j < R; j++) {
-      V grad = load<T>(p[j].grad + i, n), x = load<T>(p[j].x + i, n);
-      V t = hyperbolic(x * c.alpha);
-      V inner = (MODE > 0 ? grad * w : grad) * ((1.0f - t) * (1.0f + t));
-      store<T>(p[j].dx + i, inner * c.alpha, n);
-      slope += inner * x;
-      dw += grad * t;
-      db += grad;
-    }
-    add_to<MODE>(to, i, n, dw, db);
+    V w = MODE > 0 ? load<F32>(c.weight + i, n) : V{};
+    V grad = load<T>(p.grad + i, n), x = load<T>(p.x + i, n);
+    V t = hyperbolic(x * c.alpha);
+    V inner = (MODE > 0 ? grad * w : grad) * ((1.0f - t) * (1.0f + t));
+    V dx = inner * c.alpha;
+    if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
+    store<T>(p.dx + i, dx, n);
+    slope += inner * x;
+    if (MODE > 0) store<F32>(to.weight + i, load<F32>(to.weight + i, n) + grad * t, n);
+    if (MODE > 1) store<F32>(to.bias + i, load<F32>(to.bias + i, n) + grad, n);
   });
   *to.alpha += total(slope);
 }
 
-template <class T, int F, int MODE, int R>
-OUTLINE void backward_rows(const Call& c, Pull<typename T::E>* p, const Partial& to) {
+template <class T, int F, int MODE>
+OUTLINE void backward_row(const Call& c, Pull<typename T::E>& p, const Partial& to) {
   if constexpr (F == CURVE) {
-    spread_curve<T, MODE, R>(c, p, to);
+    spread_curve<T, MODE>(c, p, to);
   } else {
-    for (int j = 0; j < R; j++) sums<T, F, MODE>(c, p[j]);
+    sums<T, F, MODE>(c, p);
     const int64_t seen = F == PLAIN && c.kind == RMS ? c.count : c.d;
-    spread<T, F, MODE, R, true>(c, p, to, 0, seen);
-    if (F == PLAIN && seen < c.d) spread<T, F, MODE, R, false>(c, p, to, seen, c.d);
+    spread<T, F, MODE, true>(c, p, to, 0, seen);
+    if (F == PLAIN && seen < c.d) spread<T, F, MODE, false>(c, p, to, seen, c.d);
   }
 }
 
@@ -333,12 +331,11 @@ INLINE Pull<typename T::E> pull_at(const Call& c, int64_t row) {
   p.grad = static_cast<const E*>(c.grad) + at;
   p.dx = static_cast<E*>(c.dx) + at;
   if (c.more) p.more = static_cast<const E*>(c.more) + at;
-  if (c.dbranch) p.dbranch = static_cast<E*>(c.dbranch) + at, p.key = row_key(c.seed, row);
+  if (c.dbranch) p.dbranch = static_cast<E*>(c.dbranch) + at, p.key = row_key(c, row);
   p.s = unpack(c.kind, c.stats + row * columns(c.kind));
   return p;
 }
 
-// One row by way of float32: those out of range, and those left over by groups of R.
 template <class T, int F, int MODE>
 void backward_wide(const Call& c, const Pull<typename T::E>& p, const Partial& to) {
   const int64_t d = c.d;
@@ -349,27 +346,17 @@ void backward_wide(const Call& c, const Pull<typename T::E>& p, const Partial& t
   wide.x = x.at, wide.grad = grad.at, wide.dx = dx.at;
   if (p.more) more.read<T>(p.more, d, 1.0f), wide.more = more.at;
   if (p.dbranch) wide.dbranch = dbranch.at;
-  backward_rows<F32, F, MODE, 1>(c, &wide, to);
+  backward_row<F32, F, MODE>(c, wide, to);
   dx.write<T>(p.dx, d);
   if (p.dbranch) dbranch.write<T>(p.dbranch, d);
 }
 
 template <class T, int F, int MODE>
 void backward(const Call& c, const Partial& to, int64_t begin, int64_t end) {
-  constexpr int R = 4;
-  for (int64_t row = begin; row < end; row += R) {
-    Pull<typename T::E> p[R];
-    const int count = end - row < R ? end - row : R;
-    bool together = count == R;
-    for (int j = 0; j < count; j++) {
-      p[j] = pull_at<T>(c, row + j);
-      together = together && p[j].s.factor == 1;
-    }
-    if (together) {
-      backward_rows<T, F, MODE, R>(c, p, to);
-      continue;
-    }
-    for (int j = 0; j < count; j++) backward_wide<T, F, MODE>(c, p[j], to);
+  for (int64_t row = begin; row < end; row++) {
+    Pull<typename T::E> p = pull_at<T>(c, row);
+    if (p.s.factor == 1) backward_row<T, F, MODE>(c, p, to);
+    else backward_wide<T, F, MODE>(c, p, to);
   }
 }
 
