@@ -3,8 +3,8 @@
     python hatch_build.py       # in place, for a checkout
 
 Without a C++ compiler or Python's headers the package is built without it, and says so in a line;
-its norms then run by PyTorch's operations. ``CXX`` names the compiler, ``CXXFLAGS`` adds options
-and ``NORMTRAIN_NATIVE=0`` leaves the extension out; ``NORMTRAIN_NATIVE=1`` makes a failure an error.
+its norms then run by PyTorch's operations. ``CXX`` names the compiler, ``CXXFLAGS`` adds options,
+``NORMTRAIN_NATIVE=0`` leaves the extension out and ``NORMTRAIN_NATIVE=1`` makes a failure an error.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def run(command: list[str]) -> None:
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no reason given"]
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or [
+            "no reason given"
+        ]
         raise NotBuiltError(f"{command[0]} failed: {lines[0].strip()}")
 
 

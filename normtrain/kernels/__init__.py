@@ -1,5 +1,6 @@
 """The norm operations and the one place that chooses which implementation of each runs."""
 
+from normtrain.kernels.choice import use
 from normtrain.kernels.dispatch import (
     ada_norm,
     chosen,
@@ -22,4 +23,5 @@ __all__ = [
     "lp_norm",
     "rms_norm",
     "squash",
+    "use",
 ]

@@ -1,46 +1,113 @@
 """The one place where the implementation of a norm operation is chosen.
 
 Every norm module calls an operation here and knows nothing of what runs. `chosen` names the
-choice, so that benchmarks can print it; a fused kernel is added by giving it a name there and a
-branch in the operation.
+choice, so that benchmarks and ``norms show`` can print it; what a user asks for is in
+`normtrain.kernels.choice`.
 
 No operation returns NaN or infinity, forward or backward, for a finite input whose exact result
-its dtype can hold. The plain formulas bring every row into range themselves. The fast ones are
-checked by the statistics they give (on the CPU, where that costs a look at one number a row) or
-get rows already in range (elsewhere, where a look would stall the device).
+its dtype can hold. The plain formulas and the fused kernels bring every row into range themselves.
+PyTorch's kernels are checked by the statistics they give (on the CPU, where that costs a look at
+one number a row) or get rows already in range (elsewhere, where a look would stall the device).
 """
 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from normtrain.kernels import formulas, reference
+from normtrain.kernels import choice, formulas, fused, reference
+from normtrain.kernels.rows import DETACH, Numbers, smallest_eps
 
 _FAST = {"layer_norm": "aten", "rms_norm": "function", "ada_norm": "function"}
 
+# the kind of fused kernel that an operation has; others have none
+_FUSED = {
+    "layer_norm": "layer",
+    "detach_norm": "detach",
+    "rms_norm": "rms",
+    "ada_norm": "ada",
+    "crms_norm": "crms",
+    "l2_norm": "l2",
+    "lp_norm": "l1",
+    "squash": "tanh",
+}
+_MODES = torch._C._TorchDispatchModeKey
 
-def _transformed(x: Tensor) -> bool:
-    """Whether someone else interprets the calls: then nothing may look at values."""
+
+def _ordinary(t: Tensor) -> bool:
+    return type(t) in (Tensor, nn.Parameter)
+
+
+def _interpreted(x: Tensor) -> bool:
+    """Whether someone else interprets the calls: then the formulas are what he can work on."""
     # An opaque function would keep the compiler from fusing; it does better with the formula.
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, nn.Parameter)
+        or not _ordinary(x)
         or x.is_meta
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
         or torch.jit.is_tracing()
     )
 
 
+def _faked() -> bool:
+    """Whether tensors stand for others (fake ones, symbols of a graph being traced)."""
+    if torch._C._len_torch_dispatch_stack() == 0:
+        return False
+    modes = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether nothing may look at values."""
+    return _interpreted(x) or _faked()
+
+
+def _backend(
+    x: Tensor, op: str, eps: float, *parameters: Tensor | None
+) -> tuple[str, ModuleType] | None:
+    """The fused kernels that run an operation: their name and module; None where others do.
+
+    Args:
+        x: the input; its type, dtype and device decide.
+        op: the operation's name in this module.
+        eps: too small a one is left to the formulas.
+        parameters: weight, bias and the like, or None.
+    """
+    wanted = choice.wanted()
+    if wanted in ("plain", "aten"):
+        return None
+    name = wanted if wanted != "auto" else "native" if x.is_cpu else "triton"
+    found = choice.module(name)
+    if isinstance(found, str) or _interpreted(x) or not found.serves(x) or _faked():
+        return None
+    if x.shape[-1] == 0 or eps < smallest_eps(_FUSED[op]):
+        return None
+    for p in parameters:
+        if p is not None and not (
+            _ordinary(p) and p.device == x.device and p.is_contiguous() and found.serves(p)
+        ):
+            return None
+    # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
+    if wanted == "auto" and op == "layer_norm" and parameters[0] is not None:
+        return None
+    return name, found
+
+
 def chosen(
-    x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
+    x: Tensor,
+    op: str,
+    eps_mode: str = "inside",
+    eps: float = 1e-5,
+    first: int | None = None,
+    weight: Tensor | None = None,
 ) -> str:
-    """Name what runs for an operation on ordinary rows.
+    """Name what runs for an operation.
 
     Args:
         x: the input; its type, dtype and device decide.
@@ -48,12 +115,27 @@ def chosen(
         eps_mode: ``"inside"`` or ``"outside"`` the square root.
         eps: a very small one needs a backward that the fast operations do not have.
         first: how many leading features the statistic sees; all by default.
+        weight: the gain, which matters to ``layer_norm``.
 
     Returns:
-        ``"plain"`` (differentiable torch formulas), ``"aten"`` (PyTorch's own kernel) or
-        ``"function"`` (ATen calls with a backward derived by hand).
+        ``"native"`` or ``"triton"`` (fused kernels), ``"plain"`` (differentiable torch formulas),
+        ``"aten"`` (PyTorch's own kernel) or ``"function"`` (ATen calls with a backward derived by
+        hand); the last two on ordinary rows only.
     """
-    if eps_mode == "outside" or eps < formulas.limits(x).small ** 2 or _transformed(x):
+    if eps_mode == "inside":
+        fused_by = _backend(x, op, eps, weight)
+        if fused_by is not None:
+            return fused_by[0]
+    return _unfused(x, op, eps_mode, eps, first)
+
+
+def _unfused(
+    x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
+) -> str:
+    """`chosen` among PyTorch's operations."""
+    if choice.wanted() == "plain" or eps_mode == "outside" or _transformed(x):
+        return "plain"
+    if eps < formulas.limits(x).small ** 2:
         return "plain"
     if not x.is_cpu and first not in (None, x.shape[-1]):
         return "plain"
@@ -118,10 +200,12 @@ def layer_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
+    if eps_mode == "inside" and (by := _backend(x, "layer_norm", eps, weight, bias)):
+        return fused.run(by[1], "layer", x, weight, bias, None, Numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         y = None
-        if chosen(x, "layer_norm", eps_mode, eps) == "aten":
+        if _unfused(x, "layer_norm", eps_mode, eps) == "aten":
             y = _aten_layer_norm(x, weight, bias, eps)
         return formulas.plain_layer_norm(x, weight, bias, eps, eps_mode) if y is None else y
 
@@ -164,9 +248,11 @@ def rms_norm(
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
     first = x.shape[-1] if first is None else first
+    if eps_mode == "inside" and (by := _backend(x, "rms_norm", eps, weight, bias)):
+        return fused.run(by[1], "rms", x, weight, bias, None, Numbers(eps, first))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
-        if chosen(x, "rms_norm", eps_mode, eps, first) == "function":
+        if _unfused(x, "rms_norm", eps_mode, eps, first) == "function":
             near = _near(x)
             wide, rstd = reference.rms_statistic(near, eps, first)
             if _in_range(near, rstd):
@@ -191,8 +277,10 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := _backend(x, "ada_norm", eps)):
+        return fused.run(by[1], "ada", x, None, None, None, Numbers(eps, 0, c, k))
     with reference.without_autocast(x):
-        if chosen(x, "ada_norm", eps_mode, eps) == "function":
+        if _unfused(x, "ada_norm", eps_mode, eps) == "function":
             near = _near(x)
             stats = reference.ada_statistics(near, eps, c)
             if _in_range(near, stats[2], stats[1], eps**-0.5):
@@ -214,6 +302,9 @@ def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := _backend(x, "detach_norm", eps)):
+        numbers = Numbers(eps, DETACH.index(detach))
+        return fused.run(by[1], "detach", x, None, None, None, numbers)
     with reference.without_autocast(x):
         return formulas.plain_detach_norm(x, eps, eps_mode, detach)
 
@@ -233,6 +324,8 @@ def crms_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := _backend(x, "crms_norm", eps, weight, bias)):
+        return fused.run(by[1], "crms", x, weight, bias, None, Numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_crms_norm(x, weight, bias, eps, eps_mode)
@@ -249,6 +342,8 @@ def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if by := _backend(x, "l2_norm", eps, weight):
+        return fused.run(by[1], "l2", x, weight, None, None, Numbers(eps))
     with reference.without_autocast(x):
         return formulas.plain_l2_norm(x, _wide(x, weight), eps)
 
@@ -274,6 +369,8 @@ def lp_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if k is None and (by := _backend(x, "lp_norm", eps, weight, bias)):
+        return fused.run(by[1], "l1", x, weight, bias, None, Numbers(eps, 0, constant))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_lp_norm(x, weight, bias, eps, constant, k)
@@ -300,6 +397,8 @@ def squash(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if curve == "tanh" and shift is None and (by := _backend(x, "squash", 0, alpha, weight, bias)):
+        return fused.run(by[1], "tanh", x, weight, bias, alpha, Numbers())
     with reference.without_autocast(x):
         alpha, shift = alpha.to(reference.stats_dtype(x)), _wide(x, shift)
         weight, bias = _wide(x, weight), _wide(x, bias)

@@ -8,6 +8,7 @@ same and have fake kernels. The direct call costs a few microseconds less.
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 from typing import Any
 
@@ -48,11 +49,9 @@ def plain(
 
 def backend_of(x: Tensor) -> ModuleType:
     """The module whose kernels run on the device of ``x``."""
-    if x.is_cpu and native.unavailable() is None:
+    if x.is_cpu:
         return native
-    from normtrain.kernels import triton  # type: ignore[attr-defined]
-
-    return triton
+    return importlib.import_module("normtrain.kernels.triton")
 
 
 class _Watched:
@@ -188,7 +187,9 @@ _LIBRARY = torch.library.Library("normtrain", "FRAGMENT")
 _INPUTS = "Tensor x, Tensor? weight, Tensor? bias, Tensor? alpha"
 _NUMBERS = "float eps, int count, float a, float b"
 _LIBRARY.define(f"rows_forward(int kind, {_INPUTS}, {_NUMBERS}) -> (Tensor, Tensor)")
-_LIBRARY.define(f"rows_backward(int kind, Tensor grad, {_INPUTS}, Tensor stats, {_NUMBERS}) -> Tensor[]")
+_LIBRARY.define(
+    f"rows_backward(int kind, Tensor grad, {_INPUTS}, Tensor stats, {_NUMBERS}) -> Tensor[]"
+)
 
 
 def _forward(kind: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,99 @@
+"""Which backend is asked for: ``NORMTRAIN_KERNELS``, or `use` around a piece of a program.
+
+==========  ======================================================================================
+auto        the fastest that keeps `torch.nn.LayerNorm`'s bits for ``layernorm``: PyTorch's kernel
+            for that; else native on the CPU, Triton on a GPU, where they are at hand
+plain       differentiable torch formulas, for everything
+aten        PyTorch's kernels and functions made of its operations
+native      the CPU's fused kernels wherever they can run, ``layernorm`` included
+triton      the GPU's fused kernels wherever they can run
+==========  ======================================================================================
+
+Where the kernels asked for can't run (float64, function transforms, forward mode, tensor
+subclasses, ``eps_mode="outside"``), the formulas do, and under `torch.compile` too, since the
+compiler fuses them. A backend that can run nowhere on this machine is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+from collections.abc import Iterator
+from types import ModuleType
+
+from normtrain.errors import UserError
+
+VARIABLE = "NORMTRAIN_KERNELS"
+BACKENDS = ("auto", "plain", "aten", "native", "triton")
+
+_wanted: str | None = None
+_modules: dict[str, ModuleType | str] = {}
+
+
+def module(name: str) -> ModuleType | str:
+    """The module of ``"native"`` or ``"triton"``, or why it can't be had here."""
+    if name not in _modules:
+        _modules[name] = _load(name)
+    return _modules[name]
+
+
+def _load(name: str) -> ModuleType | str:
+    if name == "native":
+        from normtrain.kernels import native
+
+        return native.unavailable() or native
+    import torch
+
+    try:
+        found = importlib.import_module("normtrain.kernels.triton")
+    except ImportError as error:
+        return f"Triton's kernels can't be imported ({error})"
+    if not torch.cuda.is_available() and not found.interpreted():
+        return "there is no CUDA device, and TRITON_INTERPRET=1 is not set"
+    return found
+
+
+def checked(name: str, source: str) -> str:
+    """The backend's name.
+
+    Raises:
+        UserError: there is no such backend, or it can't run on this machine.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"{source} is one of {', '.join(BACKENDS)}, not {name!r}")
+    if name in ("native", "triton"):
+        found = module(name)
+        if isinstance(found, str):
+            raise UserError(f"{source}={name} can't run here: {found}")
+    return name
+
+
+def wanted() -> str:
+    """The backend asked for, ``"auto"`` unless someone says otherwise.
+
+    Raises:
+        UserError: the environment variable names none that can run here.
+    """
+    global _wanted
+    if _wanted is None:
+        _wanted = checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+    return _wanted
+
+
+@contextlib.contextmanager
+def use(name: str) -> Iterator[None]:
+    """Make the norms of this process run by a backend, inside of a ``with``.
+
+    Args:
+        name: one of `BACKENDS`.
+
+    Raises:
+        UserError: there is no such backend, or it can't run on this machine.
+    """
+    global _wanted
+    before, _wanted = _wanted, checked(name, "kernels")
+    try:
+        yield
+    finally:
+        _wanted = before
