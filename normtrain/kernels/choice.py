@@ -21,13 +21,14 @@ import importlib
 import os
 from collections.abc import Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 from normtrain.errors import UserError
 
 VARIABLE = "NORMTRAIN_KERNELS"
 BACKENDS = ("auto", "plain", "aten", "native", "triton")
 
-_wanted: str | None = None
+_current: Choice | None = None
 _modules: dict[str, ModuleType | str] = {}
 
 
@@ -69,16 +70,39 @@ def checked(name: str, source: str) -> str:
     return name
 
 
-def wanted() -> str:
-    """The backend asked for, ``"auto"`` unless someone says otherwise.
+class Choice(NamedTuple):
+    """What is asked for, and the fused kernels that follow from it.
+
+    Attributes:
+        wanted: one of `BACKENDS`.
+        cpu: the module that runs fused norms on the CPU, or None.
+        gpu: the same for other devices.
+    """
+
+    wanted: str
+    cpu: ModuleType | None
+    gpu: ModuleType | None
+
+
+def _chosen(name: str) -> Choice:
+    def usable(backend: str, *names: str) -> ModuleType | None:
+        found = module(backend) if name in names else None
+        return None if isinstance(found, str) else found
+
+    cpu = usable("triton", "triton") if name == "triton" else usable("native", "auto", "native")
+    return Choice(name, cpu, usable("triton", "auto", "triton"))
+
+
+def current() -> Choice:
+    """The choice in force: the environment variable's, ``"auto"`` unless it is set.
 
     Raises:
-        UserError: the environment variable names none that can run here.
+        UserError: the environment variable names a backend that can't run here.
     """
-    global _wanted
-    if _wanted is None:
-        _wanted = checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
-    return _wanted
+    global _current
+    if _current is None:
+        _current = _chosen(checked(os.environ.get(VARIABLE) or "auto", VARIABLE))
+    return _current
 
 
 @contextlib.contextmanager
@@ -91,9 +115,9 @@ def use(name: str) -> Iterator[None]:
     Raises:
         UserError: there is no such backend, or it can't run on this machine.
     """
-    global _wanted
-    before, _wanted = _wanted, checked(name, "kernels")
+    global _current
+    before, _current = _current, _chosen(checked(name, "kernels"))
     try:
         yield
     finally:
-        _wanted = before
+        _current = before

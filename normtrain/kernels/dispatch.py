@@ -12,6 +12,7 @@ one number a row) or get rows already in range (elsewhere, where a look would st
 
 from __future__ import annotations
 
+import functools
 import math
 from types import ModuleType
 
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from normtrain.kernels import choice, formulas, fused, reference
+from normtrain.kernels import formulas, fused, reference
+from normtrain.kernels.choice import current
 from normtrain.kernels.rows import DETACH, Numbers, smallest_eps
 
 _FAST = {"layer_norm": "aten", "rms_norm": "function", "ada_norm": "function"}
@@ -35,11 +37,15 @@ _FUSED = {
     "lp_norm": "l1",
     "squash": "tanh",
 }
+_LEAST = {op: smallest_eps(kind) for op, kind in _FUSED.items()}
+_numbers = functools.lru_cache(maxsize=256)(Numbers)
 _MODES = torch._C._TorchDispatchModeKey
 
 
-def _ordinary(t: Tensor) -> bool:
-    return type(t) in (Tensor, nn.Parameter)
+# how many of them there are
+_watched = torch._C._len_torch_dispatch_stack
+
+_ORDINARY = (Tensor, nn.Parameter)
 
 
 def _interpreted(x: Tensor) -> bool:
@@ -47,56 +53,61 @@ def _interpreted(x: Tensor) -> bool:
     # An opaque function would keep the compiler from fusing; it does better with the formula.
     return (
         torch.compiler.is_compiling()
-        or not _ordinary(x)
+        or type(x) not in _ORDINARY
         or x.is_meta
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
 
 
 def _faked() -> bool:
     """Whether tensors stand for others (fake ones, symbols of a graph being traced)."""
-    if torch._C._len_torch_dispatch_stack() == 0:
-        return False
     modes = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
     return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
 
 
 def _transformed(x: Tensor) -> bool:
     """Whether nothing may look at values."""
-    return _interpreted(x) or _faked()
+    return _interpreted(x) or (_watched() > 0 and _faked())
 
 
 def _backend(
-    x: Tensor, op: str, eps: float, *parameters: Tensor | None
-) -> tuple[str, ModuleType] | None:
-    """The fused kernels that run an operation: their name and module; None where others do.
+    x: Tensor,
+    op: str,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: Tensor | None = None,
+) -> ModuleType | None:
+    """The fused kernels that run an operation; None where others do.
 
     Args:
         x: the input; its type, dtype and device decide.
         op: the operation's name in this module.
         eps: too small a one is left to the formulas.
-        parameters: weight, bias and the like, or None.
+        weight: the gain, and so on; what is not there is None.
+        bias: see there.
+        alpha: see there.
     """
-    wanted = choice.wanted()
-    if wanted in ("plain", "aten"):
+    choice, on_cpu = current(), x.is_cpu
+    found = choice.cpu if on_cpu else choice.gpu
+    if found is None or eps < _LEAST[op] or _interpreted(x) or not found.serves(x):
         return None
-    name = wanted if wanted != "auto" else "native" if x.is_cpu else "triton"
-    found = choice.module(name)
-    if isinstance(found, str) or _interpreted(x) or not found.serves(x) or _faked():
+    if _watched() and _faked():
         return None
-    if x.shape[-1] == 0 or eps < smallest_eps(_FUSED[op]):
-        return None
-    for p in parameters:
+    for p in (weight, bias, alpha):
         if p is not None and not (
-            _ordinary(p) and p.device == x.device and p.is_contiguous() and found.serves(p)
+            type(p) in _ORDINARY
+            and (p.is_cpu if on_cpu else p.device == x.device)
+            and p.dtype in found.DTYPES
+            and p.is_contiguous()
         ):
             return None
     # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
-    if wanted == "auto" and op == "layer_norm" and parameters[0] is not None:
+    if weight is not None and op == "layer_norm" and choice.wanted == "auto":
         return None
-    return name, found
+    return found if x.shape[-1] else None
 
 
 def chosen(
@@ -123,9 +134,9 @@ def chosen(
         hand); the last two on ordinary rows only.
     """
     if eps_mode == "inside":
-        fused_by = _backend(x, op, eps, weight)
-        if fused_by is not None:
-            return fused_by[0]
+        found = _backend(x, op, eps, weight)
+        if found is not None:
+            return found.__name__.rpartition(".")[2]
     return _unfused(x, op, eps_mode, eps, first)
 
 
@@ -133,7 +144,7 @@ def _unfused(
     x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
 ) -> str:
     """`chosen` among PyTorch's operations."""
-    if choice.wanted() == "plain" or eps_mode == "outside" or _transformed(x):
+    if current().wanted == "plain" or eps_mode == "outside" or _transformed(x):
         return "plain"
     if eps < formulas.limits(x).small ** 2:
         return "plain"
@@ -201,7 +212,7 @@ def layer_norm(
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
     if eps_mode == "inside" and (by := _backend(x, "layer_norm", eps, weight, bias)):
-        return fused.run(by[1], "layer", x, weight, bias, None, Numbers(eps))
+        return fused.run(by, "layer", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         y = None
@@ -249,7 +260,7 @@ def rms_norm(
     """
     first = x.shape[-1] if first is None else first
     if eps_mode == "inside" and (by := _backend(x, "rms_norm", eps, weight, bias)):
-        return fused.run(by[1], "rms", x, weight, bias, None, Numbers(eps, first))
+        return fused.run(by, "rms", x, weight, bias, None, _numbers(eps, first))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         if _unfused(x, "rms_norm", eps_mode, eps, first) == "function":
@@ -278,7 +289,7 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
         ``(..., d)`` in the dtype of ``x``.
     """
     if eps_mode == "inside" and (by := _backend(x, "ada_norm", eps)):
-        return fused.run(by[1], "ada", x, None, None, None, Numbers(eps, 0, c, k))
+        return fused.run(by, "ada", x, None, None, None, _numbers(eps, 0, c, k))
     with reference.without_autocast(x):
         if _unfused(x, "ada_norm", eps_mode, eps) == "function":
             near = _near(x)
@@ -303,8 +314,8 @@ def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
         ``(..., d)`` in the dtype of ``x``.
     """
     if eps_mode == "inside" and (by := _backend(x, "detach_norm", eps)):
-        numbers = Numbers(eps, DETACH.index(detach))
-        return fused.run(by[1], "detach", x, None, None, None, numbers)
+        numbers = _numbers(eps, DETACH.index(detach))
+        return fused.run(by, "detach", x, None, None, None, numbers)
     with reference.without_autocast(x):
         return formulas.plain_detach_norm(x, eps, eps_mode, detach)
 
@@ -325,7 +336,7 @@ def crms_norm(
         ``(..., d)`` in the dtype of ``x``.
     """
     if eps_mode == "inside" and (by := _backend(x, "crms_norm", eps, weight, bias)):
-        return fused.run(by[1], "crms", x, weight, bias, None, Numbers(eps))
+        return fused.run(by, "crms", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_crms_norm(x, weight, bias, eps, eps_mode)
@@ -343,7 +354,7 @@ def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         ``(..., d)`` in the dtype of ``x``.
     """
     if by := _backend(x, "l2_norm", eps, weight):
-        return fused.run(by[1], "l2", x, weight, None, None, Numbers(eps))
+        return fused.run(by, "l2", x, weight, None, None, _numbers(eps))
     with reference.without_autocast(x):
         return formulas.plain_l2_norm(x, _wide(x, weight), eps)
 
@@ -370,7 +381,7 @@ def lp_norm(
         ``(..., d)`` in the dtype of ``x``.
     """
     if k is None and (by := _backend(x, "lp_norm", eps, weight, bias)):
-        return fused.run(by[1], "l1", x, weight, bias, None, Numbers(eps, 0, constant))
+        return fused.run(by, "l1", x, weight, bias, None, _numbers(eps, 0, constant))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_lp_norm(x, weight, bias, eps, constant, k)
@@ -398,7 +409,7 @@ def squash(
         ``(..., d)`` in the dtype of ``x``.
     """
     if curve == "tanh" and shift is None and (by := _backend(x, "squash", 0, alpha, weight, bias)):
-        return fused.run(by[1], "tanh", x, weight, bias, alpha, Numbers())
+        return fused.run(by, "tanh", x, weight, bias, alpha, _numbers())
     with reference.without_autocast(x):
         alpha, shift = alpha.to(reference.stats_dtype(x)), _wide(x, shift)
         weight, bias = _wide(x, weight), _wide(x, bias)

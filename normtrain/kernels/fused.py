@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtrain.kernels import formulas, native
+from normtrain.kernels import choice, formulas, native
 from normtrain.kernels.rows import DETACH, KINDS, Numbers
 
 _Optional = Tensor | None
@@ -47,50 +47,52 @@ def plain(
     return formulas.plain_squash(x, alpha.to(wide), None, weight, bias, "tanh")
 
 
-def backend_of(x: Tensor) -> ModuleType:
-    """The module whose kernels run on the device of ``x``."""
-    if x.is_cpu:
-        return native
-    return importlib.import_module("normtrain.kernels.triton")
-
-
 class _Watched:
-    """A backend whose calls go through the registered operations."""
+    """The registered operations as a backend."""
 
     @staticmethod
-    def forward(
-        kind: str,
-        x: Tensor,
-        weight: _Optional,
-        bias: _Optional,
-        alpha: _Optional,
-        numbers: Numbers,
-    ) -> tuple[Tensor, Tensor]:
-        code = KINDS.index(kind)
-        return torch.ops.normtrain.rows_forward(code, x, weight, bias, alpha, *numbers)
+    def forward(kind: str, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        *parameters, numbers = rest
+        return torch.ops.normtrain.rows_forward(KINDS.index(kind), x, *parameters, *numbers)
 
     @staticmethod
-    def backward(
-        kind: str,
-        grad: Tensor,
-        x: Tensor,
-        weight: _Optional,
-        bias: _Optional,
-        alpha: _Optional,
-        stats: Tensor,
-        numbers: Numbers,
-    ) -> tuple[Tensor, _Optional, _Optional, _Optional]:
-        code = KINDS.index(kind)
-        dx, *rest = torch.ops.normtrain.rows_backward(
-            code, grad, x, weight, bias, alpha, stats, *numbers
+    def backward(kind: str, grad: Tensor, x: Tensor, *rest: Any) -> tuple[_Optional, ...]:
+        *parameters, stats, numbers = rest
+        dx, *grads = torch.ops.normtrain.rows_backward(
+            KINDS.index(kind), grad, x, *parameters, stats, *numbers
         )
-        found = iter(rest)
-        dw, db, da = (None if p is None else next(found) for p in (weight, bias, alpha))
-        return dx, dw, db, da
+        found = iter(grads)
+        return dx, *(None if p is None else next(found) for p in parameters)
 
 
-def _watched() -> bool:
-    return torch._C._len_torch_dispatch_stack() > 0
+class _Flat:
+    """A backend that wants its rows as ``(rows, d)``."""
+
+    def __init__(self, backend: ModuleType) -> None:
+        self.backend = backend
+
+    def forward(self, kind: str, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        y, stats = self.backend.forward(kind, x.view(-1, x.shape[-1]), *rest)
+        return y.view(x.shape), stats
+
+    def columns(self, kind: str) -> int:
+        return self.backend.columns(kind)
+
+    def backward(self, kind: str, grad: Tensor, x: Tensor, *rest: Any) -> tuple[_Optional, ...]:
+        d = x.shape[-1]
+        dx, *grads = self.backend.backward(kind, grad.view(-1, d), x.view(-1, d), *rest)
+        return dx.view(x.shape), *grads
+
+
+def _backend_of(x: Tensor) -> Any:
+    """What runs the registered operations on the device of ``x``."""
+    if x.is_cpu and choice.current().wanted != "triton":
+        return native
+    return _Flat(importlib.import_module("normtrain.kernels.triton"))
+
+
+# how many modes watch the calls
+_watched = torch._C._len_torch_dispatch_stack
 
 
 def _batched(grad: Tensor) -> bool:
@@ -127,7 +129,7 @@ class RowsFunction(torch.autograd.Function):
         if torch.is_grad_enabled() or type(grad) is not Tensor or _batched(grad):
             found = _by_formula(ctx.needs_input_grad, grad, (x, weight, bias, alpha), kind, numbers)
         else:
-            if backend is native and _watched():
+            if _watched():
                 backend = _Watched
             if not grad.is_contiguous():
                 grad = grad.contiguous()
@@ -147,8 +149,9 @@ def _by_formula(
     with torch.enable_grad(), formulas.without_autocast(saved[0]):
         # Views end the way back here: a weight may itself have been made from x.
         inputs = [None if t is None else t.view_as(t) for t in saved]
-        assert inputs[0] is not None
-        y = plain(kind, inputs[0], *inputs[1:], numbers)  # type: ignore[arg-type]
+        x, weight, bias, alpha = inputs
+        assert x is not None
+        y = plain(kind, x, weight, bias, alpha, numbers)
         wanted = [t for t, need in zip(inputs, needs, strict=False) if need and t is not None]
         found = iter(torch.autograd.grad(y, wanted, grad, create_graph=graph))
     return [
@@ -171,6 +174,8 @@ def run(
         x = x.contiguous()
     if _watched():
         backend = _Watched
+    elif backend is not native:
+        backend = _Flat(backend)
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
@@ -195,20 +200,20 @@ _LIBRARY.define(
 def _forward(kind: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     weight, bias, alpha, *numbers = rest
     x = x.contiguous()
-    return backend_of(x).forward(KINDS[kind], x, weight, bias, alpha, Numbers(*numbers))
+    return _backend_of(x).forward(KINDS[kind], x, weight, bias, alpha, Numbers(*numbers))
 
 
 def _backward(kind: int, grad: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     weight, bias, alpha, stats, *numbers = rest
-    grad, x, numbers = grad.contiguous(), x.contiguous(), Numbers(*numbers)
-    backend = backend_of(x)
-    found = backend.backward(KINDS[kind], grad, x, weight, bias, alpha, stats, numbers)
+    grad, x = grad.contiguous(), x.contiguous()
+    parameters = weight, bias, alpha
+    found = _backend_of(x).backward(KINDS[kind], grad, x, *parameters, stats, Numbers(*numbers))
     return [t for t in found if t is not None]
 
 
 def _fake_forward(kind: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rows = x.numel() // x.shape[-1]
-    columns = native.COLUMNS[KINDS[kind]]
+    columns = _backend_of(x).columns(KINDS[kind])
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     return y, x.new_empty((rows, columns), dtype=torch.float32)
 
@@ -222,5 +227,6 @@ for _name, _run, _fake in (
     ("rows_forward", _forward, _fake_forward),
     ("rows_backward", _backward, _fake_backward),
 ):
-    _LIBRARY.impl(_name, _run, "CPU")
+    for _key in ("CPU", "CUDA"):
+        _LIBRARY.impl(_name, _run, _key)
     torch.library.register_fake(f"normtrain::{_name}", _fake, lib=_LIBRARY)

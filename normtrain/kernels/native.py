@@ -52,12 +52,18 @@ def columns(kind: str) -> int:
     return COLUMNS[kind]
 
 
-def _given(parameter: Tensor | None, grad: Tensor | None = None) -> tuple[int, int, int]:
-    """Address, the gradient's address, dtype."""
+def _given(parameter: Tensor | None) -> tuple[int, int, int]:
+    """Where a parameter is, that there is no gradient, and its dtype's code."""
     if parameter is None:
         return _ABSENT
-    at = 0 if grad is None else grad.data_ptr()
-    return parameter.data_ptr(), at, DTYPES[parameter.dtype]
+    return parameter.data_ptr(), 0, DTYPES[parameter.dtype]
+
+
+def _with_grad(parameter: Tensor | None, grad: Tensor | None) -> tuple[int, int, int]:
+    """Where a parameter and its gradient are, and their dtype's code."""
+    if parameter is None or grad is None:
+        return _ABSENT
+    return parameter.data_ptr(), grad.data_ptr(), DTYPES[parameter.dtype]
 
 
 def forward(
@@ -97,8 +103,8 @@ def backward(
     dw, db, da = (None if p is None else torch.empty_like(p) for p in (weight, bias, alpha))
     _native.backward(
         CODES[kind], DTYPES[x.dtype], size // d, d, x.data_ptr(), 0, grad.data_ptr(), dx.data_ptr(),
-        stats.data_ptr(), *_given(weight, dw), 0 if weight is None else weight.numel(),
-        *_given(bias, db), *_given(alpha, da),
+        stats.data_ptr(), *_with_grad(weight, dw), 0 if weight is None else weight.numel(),
+        *_with_grad(bias, db), *_with_grad(alpha, da),
         *numbers, 1 if size < _SMALL else torch.get_num_threads(),
     )  # fmt: skip
     return dx, dw, db, da
@@ -187,8 +193,8 @@ def backward_add(
     dw, db, da = (None if t is None else torch.empty_like(t) for t in (weight, bias, alpha))
     _native.backward(
         CODES[kind], DTYPES[total.dtype], size // d, d, total.data_ptr(), 0, grad.data_ptr(),
-        dresidual.data_ptr(), stats.data_ptr(), *_given(weight, dw),
-        0 if weight is None else weight.numel(), *_given(bias, db), *_given(alpha, da),
+        dresidual.data_ptr(), stats.data_ptr(), *_with_grad(weight, dw),
+        0 if weight is None else weight.numel(), *_with_grad(bias, db), *_with_grad(alpha, da),
         *numbers, 1 if size < _SMALL else torch.get_num_threads(),
         0, 0, 0 if grad_total is None else grad_total.data_ptr(),
         0 if dx is None else dx.data_ptr(), *_dropping(seeds, p),
