@@ -36,6 +36,16 @@ def unavailable() -> str | None:
     return f"the native extension is not built ({_MISSING}); 'python hatch_build.py' builds it"
 
 
+def instruction_sets() -> list[str]:
+    """Those that this processor has, the best one first; none without the extension."""
+    return [] if _native is None else _native.isas()
+
+
+def use_instruction_set(name: str) -> str:
+    """Use one of `instruction_sets`, in the whole process; returns the one used before."""
+    return _native.use_isa(name)
+
+
 def description() -> str:
     """The instruction set in use, and whether there are threads."""
     threads = torch.get_num_threads() if _native.openmp() else 1
