@@ -65,6 +65,9 @@ def show_norm(name: str) -> None:
     from normtrain.norms import norm_info
 
     click.echo("\n\n".join(page(norm_info(name), docstring.terminal_width())))
+    from normtrain.bench.norms import what_runs
+
+    click.echo(f"\n  runs here by  {what_runs(name)}")
 
 
 def table(infos: list[NormInfo]) -> list[str]:

@@ -1,5 +1,6 @@
 """The norm operations and the one place that chooses which implementation of each runs."""
 
+from normtrain.kernels import native
 from normtrain.kernels.choice import use
 from normtrain.kernels.dispatch import (
     ada_norm,
@@ -21,6 +22,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "lp_norm",
+    "native",
     "rms_norm",
     "squash",
     "use",
