@@ -121,3 +121,17 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _current = before
+
+
+def described() -> str:
+    """What runs norms on this machine's CPU, as far as the last bits of results depend on it.
+
+    ``"auto: native (avx2)"``, ``"auto: aten"``, …: the backend asked for, then the fused kernels
+    and their instruction set, or PyTorch's.
+    """
+    now = current()
+    if now.cpu is None:
+        return f"{now.wanted}: {'plain' if now.wanted == 'plain' else 'aten'}"
+    name = now.cpu.__name__.rpartition(".")[2]
+    detail = f" ({now.cpu.instruction_set()})" if name == "native" else ""
+    return f"{now.wanted}: {name}{detail}"

@@ -72,7 +72,7 @@ def _transformed(x: Tensor) -> bool:
     return _interpreted(x) or (_watched() > 0 and _faked())
 
 
-def _backend(
+def fused_backend(
     x: Tensor,
     op: str,
     eps: float,
@@ -134,7 +134,7 @@ def chosen(
         hand); the last two on ordinary rows only.
     """
     if eps_mode == "inside":
-        found = _backend(x, op, eps, weight)
+        found = fused_backend(x, op, eps, weight)
         if found is not None:
             return found.__name__.rpartition(".")[2]
     return _unfused(x, op, eps_mode, eps, first)
@@ -211,7 +211,7 @@ def layer_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
-    if eps_mode == "inside" and (by := _backend(x, "layer_norm", eps, weight, bias)):
+    if eps_mode == "inside" and (by := fused_backend(x, "layer_norm", eps, weight, bias)):
         return fused.run(by, "layer", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
@@ -259,7 +259,7 @@ def rms_norm(
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
     first = x.shape[-1] if first is None else first
-    if eps_mode == "inside" and (by := _backend(x, "rms_norm", eps, weight, bias)):
+    if eps_mode == "inside" and (by := fused_backend(x, "rms_norm", eps, weight, bias)):
         return fused.run(by, "rms", x, weight, bias, None, _numbers(eps, first))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
@@ -288,7 +288,7 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if eps_mode == "inside" and (by := _backend(x, "ada_norm", eps)):
+    if eps_mode == "inside" and (by := fused_backend(x, "ada_norm", eps)):
         return fused.run(by, "ada", x, None, None, None, _numbers(eps, 0, c, k))
     with reference.without_autocast(x):
         if _unfused(x, "ada_norm", eps_mode, eps) == "function":
@@ -313,7 +313,7 @@ def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if eps_mode == "inside" and (by := _backend(x, "detach_norm", eps)):
+    if eps_mode == "inside" and (by := fused_backend(x, "detach_norm", eps)):
         numbers = _numbers(eps, DETACH.index(detach))
         return fused.run(by, "detach", x, None, None, None, numbers)
     with reference.without_autocast(x):
@@ -335,7 +335,7 @@ def crms_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if eps_mode == "inside" and (by := _backend(x, "crms_norm", eps, weight, bias)):
+    if eps_mode == "inside" and (by := fused_backend(x, "crms_norm", eps, weight, bias)):
         return fused.run(by, "crms", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
@@ -353,7 +353,7 @@ def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if by := _backend(x, "l2_norm", eps, weight):
+    if by := fused_backend(x, "l2_norm", eps, weight):
         return fused.run(by, "l2", x, weight, None, None, _numbers(eps))
     with reference.without_autocast(x):
         return formulas.plain_l2_norm(x, _wide(x, weight), eps)
@@ -380,7 +380,7 @@ def lp_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if k is None and (by := _backend(x, "lp_norm", eps, weight, bias)):
+    if k is None and (by := fused_backend(x, "lp_norm", eps, weight, bias)):
         return fused.run(by, "l1", x, weight, bias, None, _numbers(eps, 0, constant))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
@@ -408,7 +408,11 @@ def squash(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
-    if curve == "tanh" and shift is None and (by := _backend(x, "squash", 0, alpha, weight, bias)):
+    if (
+        curve == "tanh"
+        and shift is None
+        and (by := fused_backend(x, "squash", 0, alpha, weight, bias))
+    ):
         return fused.run(by, "tanh", x, weight, bias, alpha, _numbers())
     with reference.without_autocast(x):
         alpha, shift = alpha.to(reference.stats_dtype(x)), _wide(x, shift)

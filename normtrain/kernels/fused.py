@@ -92,7 +92,7 @@ def _backend_of(x: Tensor) -> Any:
 
 
 # how many modes watch the calls
-_watched = torch._C._len_torch_dispatch_stack
+watched = torch._C._len_torch_dispatch_stack
 
 
 def _batched(grad: Tensor) -> bool:
@@ -129,7 +129,7 @@ class RowsFunction(torch.autograd.Function):
         if torch.is_grad_enabled() or type(grad) is not Tensor or _batched(grad):
             found = _by_formula(ctx.needs_input_grad, grad, (x, weight, bias, alpha), kind, numbers)
         else:
-            if _watched():
+            if watched():
                 backend = _Watched
             if not grad.is_contiguous():
                 grad = grad.contiguous()
@@ -172,7 +172,7 @@ def run(
     """The norm of ``(..., d)`` by a backend's kernels, differentiable."""
     if not x.is_contiguous():
         x = x.contiguous()
-    if _watched():
+    if watched():
         backend = _Watched
     elif backend is not native:
         backend = _Flat(backend)

@@ -46,10 +46,17 @@ def use_instruction_set(name: str) -> str:
     return _native.use_isa(name)
 
 
+def instruction_set() -> str:
+    """The one in use."""
+    name = _native.use_isa(_native.isas()[0])
+    _native.use_isa(name)
+    return name
+
+
 def description() -> str:
-    """The instruction set in use, and whether there are threads."""
+    """The instruction set in use, and how many threads."""
     threads = torch.get_num_threads() if _native.openmp() else 1
-    return f"{_native.isas()[0]}, {threads} thread{'s' * (threads > 1)}"
+    return f"{instruction_set()}, {threads} thread{'s' * (threads > 1)}"
 
 
 def serves(x: Tensor) -> bool:

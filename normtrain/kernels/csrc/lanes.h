@@ -61,6 +61,13 @@ struct BF16 {
     U u = bits<U>(v);
     U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     rounded = v == v ? rounded : U{} + 0x7fc0u;
+#if defined(__AVX2__) && LANES == 8
+    // known to fit 16 bits, which the compiler does not see
+    __m256i packed = _mm256_packus_epi32(bits<__m256i>(rounded), bits<__m256i>(rounded));
+    packed = _mm256_permute4x64_epi64(packed, 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
+    return;
+#endif
     H h = __builtin_convertvector(rounded, H);
     memcpy(p, &h, sizeof h);
   }
