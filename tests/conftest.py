@@ -10,6 +10,16 @@ from typing import Any
 
 import pytest
 
+
+@pytest.fixture
+def default_kernels() -> Any:
+    """For what holds by default alone: the bits of `torch.nn.LayerNorm`, whatever is forced."""
+    from normtrain import kernels
+
+    with kernels.use("auto"):
+        yield
+
+
 # Short words: the tiny tokenizer makes one token of each, so no pair is too long to be used.
 ENGLISH = tuple("an at be by do go he if in is it me no of on to".split())  # noqa: SIM905
 VIETNAMESE = tuple("ăn bà có đi đó em gì họ ít là má na ở ta và xe".split())  # noqa: SIM905

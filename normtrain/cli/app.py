@@ -13,6 +13,7 @@ import click
 from click.exceptions import NoArgsIsHelpError
 
 from normtrain._version import __version__
+from normtrain.cli.bench import bench
 from normtrain.cli.catalog import recipes
 from normtrain.cli.common import SETTINGS, Session, debug_option
 from normtrain.cli.fit import fit
@@ -126,7 +127,9 @@ def cli() -> None:
     """
 
 
-for _command in (fit, evaluate, translate, average, convert, export, recipes, norms, swap_check):
+_COMMANDS = (fit, evaluate, translate, average, convert, export, recipes, norms, swap_check, bench)
+
+for _command in _COMMANDS:
     cli.add_command(_command)
 
 

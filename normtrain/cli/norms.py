@@ -62,9 +62,11 @@ def list_norms() -> None:
 @debug_option
 def show_norm(name: str) -> None:
     """One norm: what it does, when to use it, its formula, options and paper."""
+    from normtrain.bench.norms import what_runs
     from normtrain.norms import norm_info
 
-    click.echo("\n\n".join(page(norm_info(name), docstring.terminal_width())))
+    info = norm_info(name)
+    click.echo("\n\n".join(page(info, docstring.terminal_width(), what_runs(info.name))))
 
 
 def table(infos: list[NormInfo]) -> list[str]:
@@ -146,8 +148,8 @@ def short_source(source: str) -> str:
     return f"{who} {cited['year']}"
 
 
-def page(info: NormInfo, width: int) -> list[str]:
-    """The parts of a norm's page, to be set apart by empty lines."""
+def page(info: NormInfo, width: int, runs: str | None = None) -> list[str]:
+    """The parts of a norm's page, to be set apart by empty lines; ``runs`` is what runs it here."""
     text = docstring.parse(info.description)
     summary, prose = _summary(info, text.paragraphs)
     parts = [docstring.rewrapped(f"{info.name}: {summary}" if summary else info.name, width)]
@@ -162,6 +164,8 @@ def page(info: NormInfo, width: int) -> list[str]:
         "unchanged by": "; ".join(holds) or "nothing declared",
         "source": info.source,
     }
+    if runs is not None:
+        facts["runs here by"] = runs
     parts.append("\n".join(_facts(facts, width)))
     parts.append("\n".join(_use(info)))
     return parts

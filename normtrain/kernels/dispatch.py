@@ -1,46 +1,124 @@
 """The one place where the implementation of a norm operation is chosen.
 
 Every norm module calls an operation here and knows nothing of what runs. `chosen` names the
-choice, so that benchmarks can print it; a fused kernel is added by giving it a name there and a
-branch in the operation.
+choice, so that benchmarks and ``norms show`` can print it; what a user asks for is in
+`normtrain.kernels.choice`.
 
 No operation returns NaN or infinity, forward or backward, for a finite input whose exact result
-its dtype can hold. The plain formulas bring every row into range themselves. The fast ones are
-checked by the statistics they give (on the CPU, where that costs a look at one number a row) or
-get rows already in range (elsewhere, where a look would stall the device).
+its dtype can hold. The plain formulas and the fused kernels bring every row into range themselves.
+PyTorch's kernels are checked by the statistics they give (on the CPU, where that costs a look at
+one number a row) or get rows already in range (elsewhere, where a look would stall the device).
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from normtrain.kernels import formulas, reference
+from normtrain.kernels import formulas, fused, reference
+from normtrain.kernels.choice import current
+from normtrain.kernels.rows import DETACH, Numbers, smallest_eps
 
 _FAST = {"layer_norm": "aten", "rms_norm": "function", "ada_norm": "function"}
 
+# the kind of fused kernel that an operation has; others have none
+_FUSED = {
+    "layer_norm": "layer",
+    "detach_norm": "detach",
+    "rms_norm": "rms",
+    "ada_norm": "ada",
+    "crms_norm": "crms",
+    "l2_norm": "l2",
+    "lp_norm": "l1",
+    "squash": "tanh",
+}
+_LEAST = {op: smallest_eps(kind) for op, kind in _FUSED.items()}
+_numbers = functools.lru_cache(maxsize=256)(Numbers)
+_MODES = torch._C._TorchDispatchModeKey
 
-def _transformed(x: Tensor) -> bool:
-    """Whether someone else interprets the calls: then nothing may look at values."""
+
+# how many of them there are
+_watched = torch._C._len_torch_dispatch_stack
+
+_ORDINARY = (Tensor, nn.Parameter)
+
+
+def _interpreted(x: Tensor) -> bool:
+    """Whether someone else interprets the calls: then the formulas are what he can work on."""
     # An opaque function would keep the compiler from fusing; it does better with the formula.
     return (
         torch.compiler.is_compiling()
-        or type(x) not in (Tensor, nn.Parameter)
+        or type(x) not in _ORDINARY
         or x.is_meta
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
 
 
+def _faked() -> bool:
+    """Whether tensors stand for others (fake ones, symbols of a graph being traced)."""
+    modes = (_MODES.FAKE, _MODES.PROXY, _MODES.FUNCTIONAL)
+    return any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether nothing may look at values."""
+    return _interpreted(x) or (_watched() > 0 and _faked())
+
+
+def fused_backend(
+    x: Tensor,
+    op: str,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    alpha: Tensor | None = None,
+) -> ModuleType | None:
+    """The fused kernels that run an operation; None where others do.
+
+    Args:
+        x: the input; its type, dtype and device decide.
+        op: the operation's name in this module.
+        eps: too small a one is left to the formulas.
+        weight: the gain, and so on; what is not there is None.
+        bias: see there.
+        alpha: see there.
+    """
+    choice, on_cpu = current(), x.is_cpu
+    found = choice.cpu if on_cpu else choice.gpu
+    if found is None or eps < _LEAST[op] or _interpreted(x) or not found.serves(x):
+        return None
+    if _watched() and _faked():
+        return None
+    for p in (weight, bias, alpha):
+        if p is not None and not (
+            type(p) in _ORDINARY
+            and (p.is_cpu if on_cpu else p.device == x.device)
+            and p.dtype in found.DTYPES
+            and p.is_contiguous()
+        ):
+            return None
+    # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
+    if weight is not None and op == "layer_norm" and choice.wanted == "auto":
+        return None
+    return found if x.shape[-1] else None
+
+
 def chosen(
-    x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
+    x: Tensor,
+    op: str,
+    eps_mode: str = "inside",
+    eps: float = 1e-5,
+    first: int | None = None,
+    weight: Tensor | None = None,
 ) -> str:
-    """Name what runs for an operation on ordinary rows.
+    """Name what runs for an operation.
 
     Args:
         x: the input; its type, dtype and device decide.
@@ -48,12 +126,27 @@ def chosen(
         eps_mode: ``"inside"`` or ``"outside"`` the square root.
         eps: a very small one needs a backward that the fast operations do not have.
         first: how many leading features the statistic sees; all by default.
+        weight: the gain, which matters to ``layer_norm``.
 
     Returns:
-        ``"plain"`` (differentiable torch formulas), ``"aten"`` (PyTorch's own kernel) or
-        ``"function"`` (ATen calls with a backward derived by hand).
+        ``"native"`` or ``"triton"`` (fused kernels), ``"plain"`` (differentiable torch formulas),
+        ``"aten"`` (PyTorch's own kernel) or ``"function"`` (ATen calls with a backward derived by
+        hand); the last two on ordinary rows only.
     """
-    if eps_mode == "outside" or eps < formulas.limits(x).small ** 2 or _transformed(x):
+    if eps_mode == "inside":
+        found = fused_backend(x, op, eps, weight)
+        if found is not None:
+            return found.__name__.rpartition(".")[2]
+    return _unfused(x, op, eps_mode, eps, first)
+
+
+def _unfused(
+    x: Tensor, op: str, eps_mode: str = "inside", eps: float = 1e-5, first: int | None = None
+) -> str:
+    """`chosen` among PyTorch's operations."""
+    if current().wanted == "plain" or eps_mode == "outside" or _transformed(x):
+        return "plain"
+    if eps < formulas.limits(x).small ** 2:
         return "plain"
     if not x.is_cpu and first not in (None, x.shape[-1]):
         return "plain"
@@ -118,10 +211,12 @@ def layer_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
+    if eps_mode == "inside" and (by := fused_backend(x, "layer_norm", eps, weight, bias)):
+        return fused.run(by, "layer", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         y = None
-        if chosen(x, "layer_norm", eps_mode, eps) == "aten":
+        if _unfused(x, "layer_norm", eps_mode, eps) == "aten":
             y = _aten_layer_norm(x, weight, bias, eps)
         return formulas.plain_layer_norm(x, weight, bias, eps, eps_mode) if y is None else y
 
@@ -164,9 +259,11 @@ def rms_norm(
         ``(..., d)`` in the dtype of ``x``, whatever autocast or the parameters say.
     """
     first = x.shape[-1] if first is None else first
+    if eps_mode == "inside" and (by := fused_backend(x, "rms_norm", eps, weight, bias)):
+        return fused.run(by, "rms", x, weight, bias, None, _numbers(eps, first))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
-        if chosen(x, "rms_norm", eps_mode, eps, first) == "function":
+        if _unfused(x, "rms_norm", eps_mode, eps, first) == "function":
             near = _near(x)
             wide, rstd = reference.rms_statistic(near, eps, first)
             if _in_range(near, rstd):
@@ -191,8 +288,10 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := fused_backend(x, "ada_norm", eps)):
+        return fused.run(by, "ada", x, None, None, None, _numbers(eps, 0, c, k))
     with reference.without_autocast(x):
-        if chosen(x, "ada_norm", eps_mode, eps) == "function":
+        if _unfused(x, "ada_norm", eps_mode, eps) == "function":
             near = _near(x)
             stats = reference.ada_statistics(near, eps, c)
             if _in_range(near, stats[2], stats[1], eps**-0.5):
@@ -214,6 +313,9 @@ def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := fused_backend(x, "detach_norm", eps)):
+        numbers = _numbers(eps, DETACH.index(detach))
+        return fused.run(by, "detach", x, None, None, None, numbers)
     with reference.without_autocast(x):
         return formulas.plain_detach_norm(x, eps, eps_mode, detach)
 
@@ -233,6 +335,8 @@ def crms_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if eps_mode == "inside" and (by := fused_backend(x, "crms_norm", eps, weight, bias)):
+        return fused.run(by, "crms", x, weight, bias, None, _numbers(eps))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_crms_norm(x, weight, bias, eps, eps_mode)
@@ -249,6 +353,8 @@ def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if by := fused_backend(x, "l2_norm", eps, weight):
+        return fused.run(by, "l2", x, weight, None, None, _numbers(eps))
     with reference.without_autocast(x):
         return formulas.plain_l2_norm(x, _wide(x, weight), eps)
 
@@ -274,6 +380,8 @@ def lp_norm(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if k is None and (by := fused_backend(x, "lp_norm", eps, weight, bias)):
+        return fused.run(by, "l1", x, weight, bias, None, _numbers(eps, 0, constant))
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         return formulas.plain_lp_norm(x, weight, bias, eps, constant, k)
@@ -300,6 +408,12 @@ def squash(
     Returns:
         ``(..., d)`` in the dtype of ``x``.
     """
+    if (
+        curve == "tanh"
+        and shift is None
+        and (by := fused_backend(x, "squash", 0, alpha, weight, bias))
+    ):
+        return fused.run(by, "tanh", x, weight, bias, alpha, _numbers())
     with reference.without_autocast(x):
         alpha, shift = alpha.to(reference.stats_dtype(x)), _wide(x, shift)
         weight, bias = _wide(x, weight), _wide(x, bias)

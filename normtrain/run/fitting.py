@@ -10,6 +10,7 @@ from typing import Literal, TypedDict
 
 import torch
 
+from normtrain import kernels
 from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
 from normtrain.data.corpora import corpus_names
@@ -123,14 +124,14 @@ def resume(
         data.check_ranks(machine.devices * machine.nodes)
         TrainingRun(theirs, folder, data, machine, say).train()
         return folder.path
-    data, machine, step = _as_left(theirs, folder, given)
+    data, machine, step = _as_left(theirs, folder, given, say)
     say(f"going on with {folder.path} after step {step}")
     TrainingRun(theirs, folder, data, machine, say).train(folder.last, step)
     return folder.path
 
 
 def _as_left(
-    recipe: Recipe, folder: RunFolder, given: _Given
+    recipe: Recipe, folder: RunFolder, given: _Given, say: Say
 ) -> tuple[TranslationData, Machine, int]:
     """Data, machine and step as a run's last checkpoint left them.
 
@@ -140,6 +141,9 @@ def _as_left(
     started = Machine(**read.raw["normtrain"]["machine"])
     machine = _machine(started, **given)
     _check_machine(machine, started, folder)
+    before, now = read.raw["normtrain"].get("kernels"), kernels.described()
+    if before is not None and before != now:
+        say(f"norms now run by {now}, before by {before}: the last bits of results will differ")
     data = _data(recipe, read)
     data.setup("fit")
     _check_text(data, read)

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from normtrain import kernels
 from normtrain.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from normtrain.callbacks.metrics import MetricsFile, Recorder
 from normtrain.callbacks.progress import Say, ShowProgress
@@ -109,7 +110,11 @@ class TrainingRun:
         task = TranslationTask(
             self.recipe,
             self.data.tokenizer,
-            about={"data": self.data.corpus.provenance, "machine": asdict(self.machine)},
+            about={
+                "data": self.data.corpus.provenance,
+                "machine": asdict(self.machine),
+                "kernels": kernels.described(),
+            },
             compile_model=self.machine.compile,
         )
         self._write_tokenizer()

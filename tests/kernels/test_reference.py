@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +25,13 @@ def _gradients(
 ) -> list[Tensor]:
     inputs = [t for t in leaves if t is not None]
     return list(torch.autograd.grad(y, inputs, upstream, retain_graph=True, create_graph=graph))
+
+
+@pytest.fixture(autouse=True)
+def _by_torch() -> Iterator[None]:
+    """What is tested here runs where the native kernels do not."""
+    with kernels.use("aten"):
+        yield
 
 
 @pytest.mark.parametrize("first", [1, 3, 9])

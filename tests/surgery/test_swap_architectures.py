@@ -206,6 +206,7 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("default_kernels")
 @pytest.mark.parametrize("name", LAYER)
 def test_layernorm_for_layernorm_changes_no_bit(name: str) -> None:
     old, new, inputs = _two(LAYER[name], "layernorm")
@@ -224,6 +225,7 @@ def test_layernorm_for_layernorm_changes_no_bit(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+@pytest.mark.usefixtures("default_kernels")
 @pytest.mark.parametrize("name", ["torch-pre", "bert", "vit"])
 def test_layernorm_for_layernorm_in_bfloat16_changes_no_bit(name: str) -> None:
     old, new, inputs = _two((lambda: LAYER[name][0]().bfloat16(), LAYER[name][1]), "layernorm")
@@ -231,6 +233,7 @@ def test_layernorm_for_layernorm_in_bfloat16_changes_no_bit(name: str) -> None:
     assert torch.equal(_first(new.eval()(**inputs)), _first(old.eval()(**inputs)))
 
 
+@pytest.mark.usefixtures("default_kernels")
 @pytest.mark.parametrize("name", ["torch-post", "gpt2"])
 def test_layernorm_for_layernorm_under_autocast_changes_no_bit(name: str) -> None:
     old, new, inputs = _two(LAYER[name], "layernorm")

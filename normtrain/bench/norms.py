@@ -1,0 +1,344 @@
+"""What a norm costs: time, bandwidth and share of a memory copy, beside others' implementations.
+
+Every arm of a shape and dtype is timed in turn, round after round, so that a machine that slows
+down meanwhile slows all of them; reported are medians and the middle half of the rounds. Bytes are
+those that no implementation can avoid: 2 passes over the tensor in a forward, 3 in a backward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from normtrain import kernels
+from normtrain.errors import UserError
+from normtrain.kernels import choice, record
+from normtrain.norms import NormSpec, build_norm, norm_names
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHAPES = ((4096, 256), (8192, 512), (4096, 1024), (2048, 4096))
+COPY, LAYER_NORM, RMS_NORM = "copy", "F.layer_norm", "F.rms_norm"
+EPS = 1e-5
+
+Call = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured.
+
+    Attributes:
+        norms: spec strings.
+        backends: names of `normtrain.kernels.choice.BACKENDS`.
+        dtypes: keys of `DTYPES`.
+        shapes: (rows, dim) each.
+        rounds: how many times each arm is timed.
+        seconds: how long one timing takes at least.
+        device: ``"cpu"`` or ``"cuda"``.
+        inductor: also compile the norms with `torch.compile`.
+    """
+
+    norms: tuple[str, ...]
+    backends: tuple[str, ...]
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    shapes: tuple[tuple[int, int], ...] = SHAPES
+    rounds: int = 15
+    seconds: float = 0.02
+    device: str = "cpu"
+    inductor: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm's result at one shape and dtype; times in seconds, bandwidths in bytes a second.
+
+    Attributes:
+        arm: ``"rmsnorm (native)"``, ``"F.layer_norm"``, ``"copy"``, …
+        rows: of the input.
+        dim: its last axis.
+        dtype: of input and parameters.
+        forward: the median, and the quarters below and above.
+        both: the same of forward and backward together; None for the copy.
+        bandwidth: 2 passes over the tensor in the forward's time.
+        of_copy: the copy's time over the forward's.
+        of_copy_both: 5/2 of the copy's time over that of both.
+        to_layer_norm: the median over rounds of the ratio to ``F.layer_norm``, both directions.
+        operations: what torch dispatched, forward and backward.
+    """
+
+    arm: str
+    rows: int
+    dim: int
+    dtype: str
+    forward: tuple[float, float, float]
+    both: tuple[float, float, float] | None
+    bandwidth: float
+    of_copy: float
+    of_copy_both: float | None
+    to_layer_norm: float | None
+    operations: tuple[str, ...]
+
+
+@dataclass
+class Arm:
+    """Something to time.
+
+    Attributes:
+        call: the norm.
+        parameters: what gradients are also wanted of.
+        backend: the backend in force meanwhile; None leaves it.
+    """
+
+    call: Call
+    parameters: Sequence[Tensor]
+    backend: str | None = None
+
+
+def what_runs(name: str) -> str:
+    """The backend that runs a norm on this machine's CPU, and on its GPU where there is one."""
+    found = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        x = torch.randn(4, 64, device=device, requires_grad=True)
+        try:
+            norm = build_norm(name, 64, device=device)
+            by = record.backend(norm, x)
+        except Exception as error:
+            by = f"unknown ({type(error).__name__}: {error})"
+        if by == "native":
+            by += f" ({kernels.native.description()})"
+        found.append(f"{by} on {device.upper()}")
+    return ", ".join(found)
+
+
+def settings(
+    norms: tuple[str, ...],
+    backends: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    shapes: tuple[str, ...],
+    **others: Any,
+) -> Settings:
+    """Check a user's words.
+
+    Args:
+        norms: spec strings; all registered norms by default.
+        backends: names; by default plain, aten and what fused kernels are at hand.
+        dtypes: names; float32 and bfloat16 by default.
+        shapes: ``"4096x256"``, …; the documented four by default.
+        others: further fields of `Settings`.
+
+    Raises:
+        UserError: a norm, backend, dtype or shape that does not exist or can't run here.
+    """
+    specs = norms or tuple(name for name in norm_names() if name != "none")
+    try:
+        checked = tuple(dict.fromkeys(str(NormSpec.parse(spec)) for spec in specs))
+        for spec in checked:
+            build_norm(spec, 8)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UserError(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+    names_of_dtypes = dtypes or ("float32", "bfloat16")
+    sizes = tuple(_shape(text) for text in shapes) or SHAPES
+    usable = [name for name in ("native", "triton") if not isinstance(choice.module(name), str)]
+    names = tuple(choice.checked(name, "backend") for name in backends or ("aten", *usable))
+    made = Settings(checked, names, names_of_dtypes, sizes, **others)
+    if made.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device cuda needs a CUDA device; there is none")
+    return made
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, _, dim = text.partition("x")
+    if not (rows.isdecimal() and dim.isdecimal() and int(rows) and int(dim)):
+        raise UserError(f"a shape is ROWSxDIM, such as 4096x256, not {text!r}")
+    return int(rows), int(dim)
+
+
+def _arms(wanted: Settings, dim: int, dtype: torch.dtype) -> dict[str, Arm]:
+    places: dict[str, Any] = {"device": wanted.device, "dtype": dtype}
+    weight = torch.ones(dim, **places).requires_grad_()
+    bias = torch.zeros(dim, **places).requires_grad_()
+    arms = {
+        LAYER_NORM: Arm(lambda x: functional.layer_norm(x, (dim,), weight, bias, EPS),
+                        [weight, bias]),
+        RMS_NORM: Arm(lambda x: functional.rms_norm(x, (dim,), weight, EPS), [weight]),
+    }  # fmt: skip
+    for name, made in _installed(dim, weight, bias, wanted.device).items():
+        arms[name] = made
+    for spec in wanted.norms:
+        norm: nn.Module = build_norm(spec, dim, **places)
+        parameters = list(norm.parameters())
+        for backend in wanted.backends:
+            arms[f"{spec} ({backend})"] = Arm(norm, parameters, backend)
+        if wanted.inductor:
+            arms[f"{spec} (inductor)"] = Arm(torch.compile(norm), parameters, "plain")
+    return arms
+
+
+def _installed(dim: int, weight: Tensor, bias: Tensor, device: str) -> dict[str, Arm]:
+    """Liger's and quack's norms, where they are installed; both need a GPU."""
+    found: dict[str, Arm] = {}
+    if device != "cuda":
+        return found
+    try:
+        liger = importlib.import_module("liger_kernel.ops.rms_norm").LigerRMSNormFunction
+        found["Liger rms_norm"] = Arm(
+            lambda x: liger.apply(x, weight, EPS, 0.0, "llama", False), [weight]
+        )
+    except ImportError:
+        pass
+    try:
+        quack = importlib.import_module("quack").rmsnorm
+        found["quack rmsnorm"] = Arm(lambda x: quack(x, weight, eps=EPS), [weight])
+    except ImportError:
+        pass
+    return found
+
+
+def _timed(step: Callable[[], object], seconds: float, device: str) -> float:
+    """Seconds a call, over as many calls as fill the time."""
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    count, start = 0, time.perf_counter()
+    while True:
+        step()
+        count += 1
+        if device == "cuda" and count % 10:
+            continue
+        synchronize()
+        spent = time.perf_counter() - start
+        if spent >= seconds:
+            return spent / count
+
+
+def _steps(arm: Arm, x: Tensor, grad: Tensor) -> tuple[Callable[[], object], Callable[[], object]]:
+    leaf = x.clone().requires_grad_()
+
+    def forward() -> object:
+        with torch.no_grad():
+            return arm.call(x)
+
+    def both() -> object:
+        return torch.autograd.grad(arm.call(leaf), [leaf, *arm.parameters], grad)
+
+    return forward, both
+
+
+def _in_force(arm: Arm) -> contextlib.AbstractContextManager[None]:
+    return kernels.use(arm.backend or "auto")
+
+
+def measure(wanted: Settings) -> Iterator[Row]:
+    """Time every arm at every shape and dtype, and hand out the rows of one after the other."""
+    generator = torch.Generator().manual_seed(1)
+    for name in wanted.dtypes:
+        for rows, dim in wanted.shapes:
+            dtype = DTYPES[name]
+            x, grad = (
+                torch.randn(rows, dim, generator=generator).to(wanted.device, dtype)
+                for _ in range(2)
+            )
+            yield from _measured(wanted, name, x, grad)
+
+
+def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator[Row]:
+    arms = _arms(wanted, x.shape[-1], x.dtype)
+    steps: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {}
+    steps[COPY] = x.clone, None
+    told: dict[str, tuple[str, ...]] = {COPY: ("clone",)}
+    for name, arm in arms.items():
+        with _in_force(arm):
+            forward, both = _steps(arm, x, grad)
+            both()
+            told[name] = tuple(dict.fromkeys(record.operations(both)))
+            steps[name] = forward, both
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    order, shuffle = list(steps), random.Random(1)
+    gc.disable()
+    try:
+        for _ in range(wanted.rounds):
+            shuffle.shuffle(order)
+            for name in order:
+                once, twice = steps[name]
+                with _in_force(arms[name]) if name in arms else contextlib.nullcontext():
+                    first = _timed(once, wanted.seconds, wanted.device)
+                    second = _timed(twice, wanted.seconds, wanted.device) if twice else 0.0
+                found[name].append((first, second))
+    finally:
+        gc.enable()
+    for name in steps:
+        yield _row(name, dtype, x, found, told[name])
+
+
+def _quarters(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 4:
+        middle = statistics.median(values)
+        return middle, min(values), max(values)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+def _row(
+    name: str,
+    dtype: str,
+    x: Tensor,
+    found: dict[str, list[tuple[float, float]]],
+    operations: tuple[str, ...],
+) -> Row:
+    def ratio(index: int, of: str) -> float:
+        """The median over rounds of this arm's time over another's."""
+        pairs = zip(found[name], found[of], strict=True)
+        return statistics.median(own[index] / theirs[index] for own, theirs in pairs)
+
+    forward, both = zip(*found[name], strict=True)
+    moved = 2 * x.numel() * x.element_size()
+    copies = [5 / 2 * c[0] / own[1] for own, c in zip(found[name], found[COPY], strict=True)
+              if own[1]]  # fmt: skip
+    return Row(
+        name, x.shape[0], x.shape[1], dtype, _quarters(list(forward)),
+        None if name == COPY else _quarters(list(both)), moved / statistics.median(forward),
+        1 / ratio(0, COPY), statistics.median(copies) if copies else None,
+        None if name == COPY else ratio(1, LAYER_NORM), operations,
+    )  # fmt: skip
+
+
+def versions(device: str) -> dict[str, Any]:
+    """What the numbers depend on besides the code: versions, processor, threads."""
+    facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
+    for name in ("triton", "liger_kernel", "quack"):
+        try:
+            facts[name] = str(getattr(importlib.import_module(name), "__version__", "installed"))
+        except ImportError:
+            facts[name] = None
+    facts["threads"] = torch.get_num_threads()
+    facts["device"] = torch.cuda.get_device_name() if device == "cuda" else _processor()
+    native = choice.module("native")
+    facts["native"] = native if isinstance(native, str) else native.description()
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def as_plain(row: Row) -> dict[str, Any]:
+    """A row in plain types, for JSON."""
+    return asdict(row)

@@ -1,0 +1,356 @@
+// The extension module normtrain.kernels._native: addresses and numbers in, nothing but C inside.
+// It needs no torch to build and links no OpenMP: the functions of whichever OpenMP runtime the
+// process has loaded (torch brings one) are looked up when first needed, so that there is never a
+// second pool of threads. Without one, a call runs on the caller's thread.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "call.h"
+
+#include <atomic>
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+extern "C" const Isa normtrain_rows_avx512, normtrain_rows_avx2;
+#endif
+extern "C" const Isa normtrain_rows_base;
+
+namespace {
+
+// ---- which instruction set
+
+const Isa* all_isas[4];  // that this processor has, the best one first
+const Isa* isa;
+
+void find_isas() {
+  int n = 0;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    all_isas[n++] = &normtrain_rows_avx512;
+  if (avx2) all_isas[n++] = &normtrain_rows_avx2;
+#endif
+  all_isas[n++] = &normtrain_rows_base;
+  isa = all_isas[0];
+}
+
+// ---- threads
+
+typedef void (*Parallel)(void (*)(void*), void*, unsigned, unsigned);
+typedef int (*InParallel)();
+Parallel gomp_parallel;
+InParallel omp_in_parallel;
+
+bool find_openmp() {
+  if (!gomp_parallel) {
+    omp_in_parallel = reinterpret_cast<InParallel>(dlsym(RTLD_DEFAULT, "omp_in_parallel"));
+    if (omp_in_parallel)
+      gomp_parallel = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  }
+  return gomp_parallel != nullptr;
+}
+
+// Work in pieces that threads take in turn: which thread takes which changes no result.
+template <class Do>
+struct Pieces {
+  const Do& work;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+  static void run(void* data) {
+    auto& self = *static_cast<Pieces*>(data);
+    for (int64_t i; (i = self.next.fetch_add(1, std::memory_order_relaxed)) < self.count;)
+      self.work(i);
+  }
+};
+
+template <class Do>
+void in_pieces(int64_t count, int threads, const Do& work) {
+  if (threads > count) threads = (int)count;
+  if (threads < 2 || !find_openmp() || omp_in_parallel()) {
+    for (int64_t i = 0; i < count; i++) work(i);
+    return;
+  }
+  Pieces<Do> pieces{work, count};
+  gomp_parallel(Pieces<Do>::run, &pieces, (unsigned)threads, 0);
+}
+
+// ---- memory of each calling thread, kept from call to call
+
+struct Scratch {
+  char* at = nullptr;
+  size_t size = 0;
+  ~Scratch() { free(at); }
+  float* floats(size_t count) {
+    const size_t wanted = count * sizeof(float);
+    if (wanted > size) {
+      free(at);
+      at = static_cast<char*>(aligned_alloc(64, (wanted + 63) / 64 * 64));
+      if (!at) abort();
+      size = wanted;
+    }
+    return reinterpret_cast<float*>(at);
+  }
+};
+thread_local Scratch scratch;
+
+// ---- one value at a time, for parameters
+
+float half_to_float(uint16_t h) {
+  uint32_t magnitude = h & 0x7fffu, u = magnitude << 13;
+  float f;
+  if (magnitude >= 0x7c00u) u |= 0x7f800000u;
+  memcpy(&f, &u, 4);
+  if (magnitude < 0x7c00u) f *= 0x1p112f;
+  return h & 0x8000u ? -f : f;
+}
+
+uint16_t float_to_half(float f) {
+  uint32_t u, magnitude, half;
+  memcpy(&u, &f, 4);
+  magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= 0x477ff000u) {
+    half = 0x7c00u;
+  } else if (magnitude < (113u << 23)) {
+    float small;
+    memcpy(&small, &magnitude, 4);
+    small += 0.5f;
+    memcpy(&half, &small, 4);
+    half -= 0x3f000000u;
+  } else {
+    half = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  }
+  return (uint16_t)(half | ((u >> 16) & 0x8000u));
+}
+
+void widen(const void* from, int dtype, float* to, int64_t n) {
+  if (dtype == FLOAT32) {
+    memcpy(to, from, n * sizeof(float));
+    return;
+  }
+  const uint16_t* p = static_cast<const uint16_t*>(from);
+  for (int64_t i = 0; i < n; i++) {
+    const uint32_t u = (uint32_t)p[i] << 16;
+    if (dtype == BFLOAT16) memcpy(to + i, &u, 4);
+    else to[i] = half_to_float(p[i]);
+  }
+}
+
+void narrow(const float* from, void* to, int dtype, int64_t n) {
+  if (dtype == FLOAT32) {
+    memcpy(to, from, n * sizeof(float));
+    return;
+  }
+  uint16_t* p = static_cast<uint16_t*>(to);
+  for (int64_t i = 0; i < n; i++) {
+    uint32_t u;
+    memcpy(&u, from + i, 4);
+    if (dtype == FLOAT16) p[i] = float_to_half(from[i]);
+    else p[i] = from[i] != from[i] ? 0x7fc0u : (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+  }
+}
+
+// ---- a call
+
+// A parameter: where it and its gradient are, of what dtype, how many.
+struct Parameter {
+  const void* at;
+  void* grad;
+  int dtype;
+  int64_t n;
+};
+
+struct Job {
+  Call c;
+  Parameter weight, bias, alpha;
+  int threads;
+};
+
+constexpr int64_t SMALL = 1 << 15;  // elements below which threads cost more than they bring
+
+// The parameters in float32; `to` has room for both. A bias without a weight gets one of ones.
+void wide_parameters(Job& job, float* to) {
+  Call& c = job.c;
+  if (job.alpha.at) widen(job.alpha.at, job.alpha.dtype, &c.alpha, 1);
+  c.weight = c.bias = nullptr;
+  if (job.weight.at && job.weight.n == c.d && job.weight.dtype == FLOAT32) {
+    c.weight = static_cast<const float*>(job.weight.at);
+  } else if (job.weight.at || job.bias.at) {
+    float one = 1;
+    if (job.weight.at && job.weight.n == c.d) {
+      widen(job.weight.at, job.weight.dtype, to, c.d);
+    } else {
+      if (job.weight.at) widen(job.weight.at, job.weight.dtype, &one, 1);
+      for (int64_t i = 0; i < c.d; i++) to[i] = one;
+    }
+    c.weight = to;
+  }
+  if (job.bias.at && job.bias.dtype == FLOAT32) {
+    c.bias = static_cast<const float*>(job.bias.at);
+  } else if (job.bias.at) {
+    widen(job.bias.at, job.bias.dtype, to + c.d, c.d);
+    c.bias = to + c.d;
+  }
+}
+
+void run_forward(Job& job) {
+  Call& c = job.c;
+  wide_parameters(job, scratch.floats(2 * c.d));
+  const int64_t step = c.d >= 16384 ? 1 : 16384 / c.d;
+  const int threads = c.rows * c.d < SMALL ? 1 : job.threads;
+  in_pieces((c.rows + step - 1) / step, threads, [&](int64_t i) {
+    isa->forward(c, i * step, i * step + step < c.rows ? i * step + step : c.rows);
+  });
+}
+
+// A fixed number of chunks for a shape, each with sums of its own, added up in order.
+void run_backward(Job& job) {
+  Call& c = job.c;
+  const int64_t d = c.d, elements = c.rows * d;
+  int64_t chunks = elements / SMALL;
+  chunks = chunks < 1 ? 1 : chunks > 64 ? 64 : chunks;
+  int64_t step = (c.rows + chunks - 1) / chunks;
+  chunks = step ? (c.rows + step - 1) / step : 0;
+  const bool sums = job.weight.at || job.bias.at;
+  const int64_t width = (sums ? 2 * d : 0) + 16;  // weight, bias, then alpha
+  float* room = scratch.floats(2 * d + (chunks + 1) * width);
+  wide_parameters(job, room);
+  float *partial = room + 2 * d, *result = partial + chunks * width;
+  auto at = [&](float* p) {
+    return Partial{p, p + d, p + width - 16};
+  };
+  const int threads = elements < SMALL ? 1 : job.threads;
+  in_pieces(chunks, threads, [&](int64_t i) {
+    float* own = partial + i * width;
+    memset(own, 0, width * sizeof(float));
+    isa->backward(c, at(own), i * step, i * step + step < c.rows ? i * step + step : c.rows);
+  });
+  if (!sums && !job.alpha.at) return;
+  const int64_t block = 1024, blocks = (width + block - 1) / block;
+  in_pieces(blocks, chunks * width < SMALL ? 1 : job.threads, [&](int64_t k) {
+    const int64_t begin = k * block, end = begin + block < width ? begin + block : width;
+    for (int64_t i = begin; i < end; i++) result[i] = 0;
+    for (int64_t j = 0; j < chunks; j++)
+      for (int64_t i = begin; i < end; i++) result[i] += partial[j * width + i];
+  });
+  const Partial found = at(result);
+  if (job.weight.grad) {
+    if (job.weight.n != d) {
+      double sum = 0;
+      for (int64_t i = 0; i < d; i++) sum += found.weight[i];
+      found.weight[0] = (float)sum;
+    }
+    narrow(found.weight, job.weight.grad, job.weight.dtype, job.weight.n);
+  }
+  if (job.bias.grad) narrow(found.bias, job.bias.grad, job.bias.dtype, d);
+  if (job.alpha.grad) narrow(found.alpha, job.alpha.grad, job.alpha.dtype, 1);
+}
+
+// ---- Python
+
+// Reads arguments one after the other; a wrong one is noticed at the end, by PyErr_Occurred.
+struct Arguments {
+  PyObject* const* next;
+  int64_t whole() { return PyLong_AsLongLong(*next++); }
+  void* address() { return PyLong_AsVoidPtr(*next++); }
+  float number() { return (float)PyFloat_AsDouble(*next++); }
+};
+
+constexpr Py_ssize_t ARGUMENTS = 24, OF_A_SUM = 7;
+
+bool read(PyObject* const* args, Py_ssize_t count, Job& job) {
+  if (count != ARGUMENTS && count != ARGUMENTS + OF_A_SUM) {
+    PyErr_Format(PyExc_TypeError, "%zd arguments are needed, and %zd more for a sum; not %zd",
+                 ARGUMENTS, OF_A_SUM, count);
+    return false;
+  }
+  Arguments a{args};
+  Call& c = job.c;
+  c = Call();
+  c.kind = (int)a.whole(), c.dtype = (int)a.whole();
+  c.rows = a.whole(), c.d = a.whole();
+  c.x = a.address(), c.y = a.address(), c.grad = a.address(), c.dx = a.address();
+  c.stats = static_cast<float*>(a.address());
+  Parameter* const parameters[] = {&job.weight, &job.bias, &job.alpha};
+  for (Parameter* p : parameters) {
+    p->at = a.address(), p->grad = a.address();
+    p->dtype = (int)a.whole();
+    p->n = p == &job.weight ? a.whole() : c.d;
+  }
+  c.eps = a.number(), c.count = a.whole(), c.a = a.number(), c.b = a.number();
+  job.threads = (int)a.whole();
+  if (count == ARGUMENTS) return !PyErr_Occurred();
+  c.branch = a.address(), c.residual = a.address(), c.more = a.address(), c.dbranch = a.address();
+  c.seeds = static_cast<const int64_t*>(a.address());
+  c.threshold = (uint32_t)a.whole(), c.keep_scale = a.number();
+  return !PyErr_Occurred();
+}
+
+template <void (*RUN)(Job&)>
+PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  Job job;
+  if (!read(args, count, job)) return nullptr;
+  if (job.c.rows * job.c.d < SMALL) {
+    RUN(job);
+  } else {
+    Py_BEGIN_ALLOW_THREADS
+    RUN(job);
+    Py_END_ALLOW_THREADS
+  }
+  Py_RETURN_NONE;
+}
+
+PyObject* isas(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const Isa* const* p = all_isas; names && *p; p++) {
+    PyObject* name = PyUnicode_FromString((*p)->name);
+    if (name) PyList_Append(names, name);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+PyObject* use_isa(PyObject*, PyObject* wanted) {
+  for (const Isa* const* p = all_isas; *p; p++) {
+    PyObject* name = PyUnicode_FromString((*p)->name);
+    if (!name) return nullptr;
+    const int same = PyObject_RichCompareBool(name, wanted, Py_EQ);
+    Py_DECREF(name);
+    if (same < 0) return nullptr;
+    if (!same) continue;
+    const char* before = isa->name;
+    isa = *p;
+    return PyUnicode_FromString(before);
+  }
+  PyErr_SetString(PyExc_ValueError, "no such instruction set here");
+  return nullptr;
+}
+
+PyObject* openmp(PyObject*, PyObject*) { return PyBool_FromLong(find_openmp()); }
+
+#define FAST(f) reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f))
+PyMethodDef methods[] = {
+    {"forward", FAST(call<run_forward>), METH_FASTCALL, "Norm of rows; see native.py."},
+    {"backward", FAST(call<run_backward>), METH_FASTCALL, "Its gradients; see native.py."},
+    {"isas", isas, METH_NOARGS, "Instruction sets that this processor has, the best one first."},
+    {"use_isa", use_isa, METH_O, "Use another of them; returns the name of the one before."},
+    {"openmp", openmp, METH_NOARGS, "Whether the process has an OpenMP runtime to use."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods,
+                      nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__native() {
+  find_isas();
+  return PyModule_Create(&module);
+}
