@@ -1,0 +1,224 @@
+"""What the Triton kernels have in common: the arithmetic of a tile of rows.
+
+Tiles are float32 ``(rows, columns)``; what belongs to a row is ``(rows,)``. The kinds, and what
+they read and return, are those of `normtrain.kernels.rows`. A row is multiplied by `factor`, a
+power of two that is 1 unless the row is huge, ahead of everything; ``h`` is the normalized row.
+Centred kinds keep their mean in two parts, whose sum has more digits than float32: the rounding
+of the mean of a constant row would otherwise pass for a spread.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+# Bits of float32: the exponent, that of 1, and that of 2^30 (`formulas.Limits.big`).
+_EXPONENT = tl.constexpr(0x7F800000)
+_ONE = tl.constexpr(127 << 23)
+_BIG = tl.constexpr(157 << 23)
+# Sums over rows not yet in range are taken of this share of them: 2^17 terms cannot overflow.
+_SHARE = tl.constexpr(2.0**-20)
+_ROUNDS = tl.constexpr(7)
+
+
+@triton.jit
+def centred(KIND: tl.constexpr) -> Any:
+    """Whether the kind subtracts a mean."""
+    return KIND == "layer" or KIND == "detach" or KIND == "ada" or KIND == "l1"
+
+
+@triton.jit
+def row_factor(largest: Any) -> Any:
+    """The power of two that brings a row with this largest magnitude to at most 2^31; mostly 1."""
+    excess = (largest.to(tl.int32, bitcast=True) & _EXPONENT) - _BIG
+    return tl.where(excess > 0, _ONE - excess, _ONE).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def seen_largest(x: Any, columns: Any, SEEN: tl.constexpr, N: tl.constexpr) -> Any:
+    """The largest magnitude in each row among the features that the statistic sees."""
+    size = tl.abs(x)
+    if SEEN < N:
+        size = tl.where(columns < SEEN, size, 0.0)
+    return tl.max(size, 1)
+
+
+@triton.jit
+def share_sum(x: Any) -> Any:
+    """Row sums that no row overflows, for `whole_sum`."""
+    return tl.sum(x * _SHARE, 1)
+
+
+@triton.jit
+def whole_sum(total: Any, factor: Any) -> Any:
+    """The sum of ``x * factor`` from the `share_sum` of x."""
+    return (total * factor) * (1.0 / _SHARE)
+
+
+@triton.jit
+def off_mean(x: Any, mask: Any, factor: Any, mean: Any, FULL: tl.constexpr) -> Any:
+    """``x * factor - mean`` with zeros in the padding."""
+    off = x * factor[:, None] - mean[:, None]
+    if not FULL:
+        off = tl.where(mask, off, 0.0)
+    return off
+
+
+@triton.jit
+def row_scale(
+    square: Any,
+    rest: Any,
+    dropped: Any,
+    eps: Any,
+    a: Any,
+    KIND: tl.constexpr,
+    COUNT: tl.constexpr,
+) -> Any:
+    """Each row's r from the sum of its squares (of its magnitudes for l1).
+
+    Args:
+        square: sum of squares ``(rows,)``, of the deviations from the first part of the mean for
+            the kinds with a variance.
+        rest: the second part of the mean.
+        dropped: the sum of the row, for crms.
+        eps: of the kind.
+        a: the constant of l1.
+        KIND: the kind.
+        COUNT: what the sum is divided by.
+    """
+    if KIND == "l1":
+        return tl.div_rn(1.0, a * square / COUNT + eps)
+    if KIND == "l2":
+        return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(square), eps))
+    if KIND == "crms":
+        square = square + dropped * dropped
+    mean_square = square / COUNT
+    if centred(KIND):
+        mean_square = tl.maximum(mean_square - rest * rest, 0.0)
+    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+
+
+@triton.jit
+def tanh(z: Any) -> Any:
+    """Hyperbolic tangent to 3e-7 of its value: a polynomial near 0, else by the exponential."""
+    square = z * z
+    p = square * -0.006555037499453542 + 0.021280073042452764
+    p = p * square - 0.0539046844480002
+    p = p * square + 0.1333309003288227
+    p = p * square - 0.33333331833233254
+    size = tl.abs(z)
+    # beyond 20 it is 1 in float32, and the exponential would overflow
+    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.minimum(size, 20.0)) + 1.0)
+    return tl.where(size < 0.55, z + z * square * p, tl.where(z < 0, -far, far))
+
+
+@triton.jit
+def normalized(
+    x: Any, factor: Any, mean: Any, rest: Any, scale: Any, alpha: Any, KIND: tl.constexpr
+) -> Any:
+    """h of each feature: the centred or plain row times its scale, or tanh(alpha * x)."""
+    if KIND == "tanh":
+        return tanh(alpha * x)
+    h = x * factor[:, None]
+    if centred(KIND):
+        h = (h - mean[:, None]) - rest[:, None]
+    return h * scale[:, None]
+
+
+@triton.jit
+def output(h: Any, weight: Any, bias: Any, a: Any, b: Any, KIND: tl.constexpr) -> Any:
+    """y from h; weight and bias are tiles or None."""
+    y = h
+    if KIND == "ada":
+        y = (a * (1.0 - b * h)) * h
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y
+
+
+@triton.jit
+def inner_gradient(g: Any, h: Any, weight: Any, a: Any, b: Any, KIND: tl.constexpr) -> Any:
+    """u, the gradient of h (AdaNorm's factor is a constant)."""
+    u = g
+    if KIND == "ada":
+        u = u * (a * (1.0 - b * h))
+    if weight is not None:
+        u = u * weight
+    return u
+
+
+@triton.jit
+def carrier_sum(h: Any, KIND: tl.constexpr) -> Any:
+    """The row sums of what `input_gradient` needs beside those of u: of h, or of its sign."""
+    if KIND == "l1":
+        return tl.sum(_sign(h), 1)
+    return tl.sum(h, 1)
+
+
+@triton.jit
+def _sign(h: Any) -> Any:
+    return tl.where(h > 0, 1.0, tl.where(h < 0, -1.0, 0.0))
+
+
+@triton.jit
+def weighted_sum(u: Any, h: Any, COUNT: tl.constexpr, PARTIAL: tl.constexpr) -> Any:
+    """Row sums of u * h over COUNT."""
+    if PARTIAL:
+        # features outside the statistic may be so large that their plain sum overflows
+        return tl.sum(u * (h * (1.0 / COUNT)), 1)
+    return tl.sum(u * h, 1) * (1.0 / COUNT)
+
+
+@triton.jit
+def input_gradient(
+    u: Any,
+    h: Any,
+    columns: Any,
+    factor: Any,
+    scale: Any,
+    pull: Any,
+    shift: Any,
+    tilt: Any,
+    a: Any,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    PULL: tl.constexpr,
+    SHIFT: tl.constexpr,
+) -> Any:
+    """dx of a norm from the row sums: pull of u * h over its count, shift of u, tilt of the carrier.
+
+    PULL says whether the statistic has a gradient, SHIFT whether the mean has one.
+    """
+    d = u
+    if PULL:
+        if KIND == "l1":
+            carrier, pull = _sign(h), pull * a
+        elif KIND == "crms":
+            carrier = h + tilt[:, None]
+        elif SEEN < N:
+            carrier = tl.where(columns < SEEN, h, 0.0)
+        else:
+            carrier = h
+        d = d - carrier * pull[:, None]
+    if SHIFT:
+        mean = shift * (1.0 / N)
+        if KIND == "l1":
+            mean = mean - pull * tilt * (1.0 / N)
+        d = d - mean[:, None]
+    return (d * scale[:, None]) * factor[:, None]
+
+
+@triton.jit
+def dropped_out(x: Any, columns: Any, seeds: Any, p: Any, keep_scale: Any) -> Any:
+    """``x * keep_scale`` with probability 1 - p, else 0: a function of a row's seed and a column."""
+    low = (seeds & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    high = ((seeds >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    counter = columns.to(tl.uint32) + tl.zeros_like(low)
+    zero = tl.zeros_like(counter)
+    bits, _, _, _ = tl.philox_impl(counter, zero, zero, zero, low + zero, high + zero, _ROUNDS)
+    return tl.where(tl.uint_to_uniform_float(bits) >= p, x * keep_scale, 0.0)
