@@ -9,8 +9,6 @@ of the mean of a constant row would otherwise pass for a spread.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -24,20 +22,20 @@ _ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
-def centred(KIND: tl.constexpr) -> Any:
+def centred(KIND: tl.constexpr) -> tl.tensor:
     """Whether the kind subtracts a mean."""
     return KIND == "layer" or KIND == "detach" or KIND == "ada" or KIND == "l1"
 
 
 @triton.jit
-def row_factor(largest: Any) -> Any:
+def row_factor(largest: tl.tensor) -> tl.tensor:
     """The power of two that brings a row with this largest magnitude to at most 2^31; mostly 1."""
     excess = (largest.to(tl.int32, bitcast=True) & _EXPONENT) - _BIG
     return tl.where(excess > 0, _ONE - excess, _ONE).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def seen_largest(x: Any, columns: Any, SEEN: tl.constexpr, N: tl.constexpr) -> Any:
+def seen_largest(x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr) -> tl.tensor:
     """The largest magnitude in each row among the features that the statistic sees."""
     size = tl.abs(x)
     if SEEN < N:
@@ -46,19 +44,19 @@ def seen_largest(x: Any, columns: Any, SEEN: tl.constexpr, N: tl.constexpr) -> A
 
 
 @triton.jit
-def share_sum(x: Any) -> Any:
+def share_sum(x: tl.tensor) -> tl.tensor:
     """Row sums that no row overflows, for `whole_sum`."""
     return tl.sum(x * _SHARE, 1)
 
 
 @triton.jit
-def whole_sum(total: Any, factor: Any) -> Any:
+def whole_sum(total: tl.tensor, factor: tl.tensor) -> tl.tensor:
     """The sum of ``x * factor`` from the `share_sum` of x."""
     return (total * factor) * (1.0 / _SHARE)
 
 
 @triton.jit
-def off_mean(x: Any, mask: Any, factor: Any, mean: Any, FULL: tl.constexpr) -> Any:
+def off_mean(x: tl.tensor, mask: tl.tensor, factor: tl.tensor, mean: tl.tensor, FULL: tl.constexpr) -> tl.tensor:
     """``x * factor - mean`` with zeros in the padding."""
     off = x * factor[:, None] - mean[:, None]
     if not FULL:
@@ -68,14 +66,14 @@ def off_mean(x: Any, mask: Any, factor: Any, mean: Any, FULL: tl.constexpr) -> A
 
 @triton.jit
 def row_scale(
-    square: Any,
-    rest: Any,
-    dropped: Any,
-    eps: Any,
-    a: Any,
+    square: tl.tensor,
+    rest: tl.tensor,
+    dropped: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
     KIND: tl.constexpr,
     COUNT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Each row's r from the sum of its squares (of its magnitudes for l1).
 
     Args:
@@ -88,20 +86,22 @@ def row_scale(
         KIND: the kind.
         COUNT: what the sum is divided by.
     """
-    if KIND == "l1":
-        return tl.div_rn(1.0, a * square / COUNT + eps)
-    if KIND == "l2":
-        return tl.div_rn(1.0, tl.maximum(tl.sqrt_rn(square), eps))
     if KIND == "crms":
         square = square + dropped * dropped
-    mean_square = square / COUNT
-    if centred(KIND):
-        mean_square = tl.maximum(mean_square - rest * rest, 0.0)
-    return tl.div_rn(1.0, tl.sqrt_rn(mean_square + eps))
+    mean = tl.div_rn(square, tl.full((1,), COUNT, tl.float32))
+    if KIND == "l1":
+        divisor = a * mean + eps
+    elif KIND == "l2":
+        divisor = tl.maximum(tl.sqrt_rn(mean), eps)
+    elif centred(KIND):
+        divisor = tl.sqrt_rn(tl.maximum(mean - rest * rest, 0.0) + eps)
+    else:
+        divisor = tl.sqrt_rn(mean + eps)
+    return tl.div_rn(tl.full((1,), 1.0, tl.float32), divisor)
 
 
 @triton.jit
-def tanh(z: Any) -> Any:
+def tanh(z: tl.tensor) -> tl.tensor:
     """Hyperbolic tangent to 3e-7 of its value: a polynomial near 0, else by the exponential."""
     square = z * z
     p = square * -0.006555037499453542 + 0.021280073042452764
@@ -116,19 +116,20 @@ def tanh(z: Any) -> Any:
 
 @triton.jit
 def normalized(
-    x: Any, factor: Any, mean: Any, rest: Any, scale: Any, alpha: Any, KIND: tl.constexpr
-) -> Any:
+    x: tl.tensor, factor: tl.tensor, mean: tl.tensor, rest: tl.tensor, scale: tl.tensor, alpha: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
     """h of each feature: the centred or plain row times its scale, or tanh(alpha * x)."""
     if KIND == "tanh":
-        return tanh(alpha * x)
-    h = x * factor[:, None]
-    if centred(KIND):
-        h = (h - mean[:, None]) - rest[:, None]
-    return h * scale[:, None]
+        h = tanh(alpha * x)
+    elif centred(KIND):
+        h = ((x * factor[:, None] - mean[:, None]) - rest[:, None]) * scale[:, None]
+    else:
+        h = (x * factor[:, None]) * scale[:, None]
+    return h
 
 
 @triton.jit
-def output(h: Any, weight: Any, bias: Any, a: Any, b: Any, KIND: tl.constexpr) -> Any:
+def output(h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     """y from h; weight and bias are tiles or None."""
     y = h
     if KIND == "ada":
@@ -141,7 +142,7 @@ def output(h: Any, weight: Any, bias: Any, a: Any, b: Any, KIND: tl.constexpr) -
 
 
 @triton.jit
-def inner_gradient(g: Any, h: Any, weight: Any, a: Any, b: Any, KIND: tl.constexpr) -> Any:
+def inner_gradient(g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     """u, the gradient of h (AdaNorm's factor is a constant)."""
     u = g
     if KIND == "ada":
@@ -152,44 +153,47 @@ def inner_gradient(g: Any, h: Any, weight: Any, a: Any, b: Any, KIND: tl.constex
 
 
 @triton.jit
-def carrier_sum(h: Any, KIND: tl.constexpr) -> Any:
+def carrier_sum(h: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
     """The row sums of what `input_gradient` needs beside those of u: of h, or of its sign."""
+    carrier = h
     if KIND == "l1":
-        return tl.sum(_sign(h), 1)
-    return tl.sum(h, 1)
+        carrier = _sign(h)
+    return tl.sum(carrier, 1)
 
 
 @triton.jit
-def _sign(h: Any) -> Any:
+def _sign(h: tl.tensor) -> tl.tensor:
     return tl.where(h > 0, 1.0, tl.where(h < 0, -1.0, 0.0))
 
 
 @triton.jit
-def weighted_sum(u: Any, h: Any, COUNT: tl.constexpr, PARTIAL: tl.constexpr) -> Any:
+def weighted_sum(u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr) -> tl.tensor:
     """Row sums of u * h over COUNT."""
     if PARTIAL:
         # features outside the statistic may be so large that their plain sum overflows
-        return tl.sum(u * (h * (1.0 / COUNT)), 1)
-    return tl.sum(u * h, 1) * (1.0 / COUNT)
+        total = tl.sum(u * (h * (1.0 / COUNT)), 1)
+    else:
+        total = tl.sum(u * h, 1) * (1.0 / COUNT)
+    return total
 
 
 @triton.jit
 def input_gradient(
-    u: Any,
-    h: Any,
-    columns: Any,
-    factor: Any,
-    scale: Any,
-    pull: Any,
-    shift: Any,
-    tilt: Any,
-    a: Any,
+    u: tl.tensor,
+    h: tl.tensor,
+    columns: tl.tensor,
+    factor: tl.tensor,
+    scale: tl.tensor,
+    pull: tl.tensor,
+    shift: tl.tensor,
+    tilt: tl.tensor,
+    a: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
     PULL: tl.constexpr,
     SHIFT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """dx of a norm from the row sums: pull of u * h over its count, shift of u, tilt of the carrier.
 
     PULL says whether the statistic has a gradient, SHIFT whether the mean has one.
@@ -214,7 +218,7 @@ def input_gradient(
 
 
 @triton.jit
-def dropped_out(x: Any, columns: Any, seeds: Any, p: Any, keep_scale: Any) -> Any:
+def dropped_out(x: tl.tensor, columns: tl.tensor, seeds: tl.tensor, p: tl.tensor, keep_scale: tl.tensor) -> tl.tensor:
     """``x * keep_scale`` with probability 1 - p, else 0: a function of a row's seed and a column."""
     low = (seeds & 0xFFFFFFFF).to(tl.uint32)[:, None]
     high = ((seeds >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]

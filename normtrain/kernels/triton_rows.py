@@ -13,8 +13,6 @@ adds those rows in order. So the same call gives the same bits, without atomics.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -37,35 +35,37 @@ from normtrain.kernels.triton_math import (
 
 
 @triton.jit
-def load_wide(POINTER: Any, at: Any, mask: Any) -> Any:
+def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
     """Load as float32, zeros where masked out."""
     return tl.load(POINTER + at, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def parameter(POINTER: Any, columns: Any, N: tl.constexpr, SCALAR: tl.constexpr) -> Any:
+def parameter(POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr) -> tl.tensor:
     """A parameter as a float32 tile ``(1, columns)``, a scalar, or None."""
     if POINTER is None:
-        return None
-    if SCALAR:
-        return tl.load(POINTER).to(tl.float32)
-    return tl.load(POINTER + columns, mask=columns < N, other=0.0).to(tl.float32)
+        value = None
+    elif SCALAR:
+        value = tl.load(POINTER).to(tl.float32)
+    else:
+        value = tl.load(POINTER + columns, mask=columns < N, other=0.0).to(tl.float32)
+    return value
 
 
 @triton.jit
 def row_input(
-    X: Any,
-    RESIDUAL: Any,
-    SEEDS: Any,
-    TOTAL: Any,
-    row: Any,
-    columns: Any,
-    at: Any,
-    mask: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
-) -> Any:
+    X: tl.tensor,
+    RESIDUAL: tl.tensor,
+    SEEDS: tl.tensor,
+    TOTAL: tl.tensor,
+    row: tl.tensor,
+    columns: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+) -> tl.tensor:
     """The tile to normalize; for the fused operation the sum, which is stored."""
     x = load_wide(X, at, mask)
     if RESIDUAL is not None:
@@ -80,14 +80,14 @@ def row_input(
 
 @triton.jit
 def store_stats(
-    STATS: Any,
-    row: Any,
-    rows: Any,
-    scale: Any,
-    factor: Any,
-    mean: Any,
-    rest: Any,
-    eps: Any,
+    STATS: tl.tensor,
+    row: tl.tensor,
+    rows: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    eps: tl.tensor,
     KIND: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
@@ -105,8 +105,8 @@ def store_stats(
 
 @triton.jit
 def load_stats(
-    STATS: Any, row: Any, rows: Any, KIND: tl.constexpr, COLUMNS: tl.constexpr, RANGE: tl.constexpr
-) -> Any:
+    STATS: tl.tensor, row: tl.tensor, rows: tl.tensor, KIND: tl.constexpr, COLUMNS: tl.constexpr, RANGE: tl.constexpr
+) -> tl.tensor:
     """r, factor, the two parts of the mean (for l2 the first is its flag), ``(rows,)`` each."""
     scale = tl.zeros_like(row.to(tl.float32))
     factor, mean, rest = scale + 1.0, scale, scale
@@ -124,18 +124,18 @@ def load_stats(
 
 @triton.jit
 def _tile_statistics(
-    x: Any,
-    columns: Any,
-    mask: Any,
-    eps: Any,
-    a: Any,
+    x: tl.tensor,
+    columns: tl.tensor,
+    mask: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
     COUNT: tl.constexpr,
     RANGE: tl.constexpr,
     FULL: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """r, factor and the two parts of the mean of whole rows."""
     total = share_sum(x) if centred(KIND) or KIND == "crms" else tl.zeros_like(tl.sum(x, 1))
     factor = tl.zeros_like(total) + 1.0
@@ -162,21 +162,21 @@ def _tile_statistics(
 
 @triton.jit(do_not_specialize=["rows"])
 def forward_rows(
-    X: Any,
-    RESIDUAL: Any,
-    SEEDS: Any,
-    TOTAL: Any,
-    Y: Any,
-    STATS: Any,
-    WEIGHT: Any,
-    BIAS: Any,
-    ALPHA: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
-    eps: Any,
-    a: Any,
-    b: Any,
+    X: tl.tensor,
+    RESIDUAL: tl.tensor,
+    SEEDS: tl.tensor,
+    TOTAL: tl.tensor,
+    Y: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    BIAS: tl.tensor,
+    ALPHA: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
@@ -212,18 +212,18 @@ def forward_rows(
 
 @triton.jit
 def store_input_gradient(
-    d: Any,
-    GRAD_TOTAL: Any,
-    SEEDS: Any,
-    DX: Any,
-    DBRANCH: Any,
-    row: Any,
-    columns: Any,
-    at: Any,
-    mask: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
+    d: tl.tensor,
+    GRAD_TOTAL: tl.tensor,
+    SEEDS: tl.tensor,
+    DX: tl.tensor,
+    DBRANCH: tl.tensor,
+    row: tl.tensor,
+    columns: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
 ) -> None:
     """Store dx; for the fused operation with the sum's own gradient, and the branch's beside it."""
     if GRAD_TOTAL is not None:
@@ -237,16 +237,16 @@ def store_input_gradient(
 
 @triton.jit
 def row_sums(
-    u: Any,
-    h: Any,
-    flag: Any,
+    u: tl.tensor,
+    h: tl.tensor,
+    flag: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
     COUNT: tl.constexpr,
     PULL: tl.constexpr,
     SHIFT: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """pull, shift and tilt of `input_gradient`, of a tile."""
     zero = tl.zeros_like(flag)
     pull = weighted_sum(u, h, COUNT, SEEN < N) if PULL else zero
@@ -259,21 +259,21 @@ def row_sums(
 
 @triton.jit(do_not_specialize=["rows"])
 def backward_rows(
-    GRAD: Any,
-    GRAD_TOTAL: Any,
-    X: Any,
-    SEEDS: Any,
-    STATS: Any,
-    WEIGHT: Any,
-    ALPHA: Any,
-    DX: Any,
-    DBRANCH: Any,
-    PARTIALS: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
-    a: Any,
-    b: Any,
+    GRAD: tl.tensor,
+    GRAD_TOTAL: tl.tensor,
+    X: tl.tensor,
+    SEEDS: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    ALPHA: tl.tensor,
+    DX: tl.tensor,
+    DBRANCH: tl.tensor,
+    PARTIALS: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
@@ -342,11 +342,11 @@ def backward_rows(
 
 @triton.jit(do_not_specialize=["programs"])
 def finalize(
-    PARTIALS: Any,
-    DW: Any,
-    DB: Any,
-    DS: Any,
-    programs: Any,
+    PARTIALS: tl.tensor,
+    DW: tl.tensor,
+    DB: tl.tensor,
+    DS: tl.tensor,
+    programs: tl.tensor,
     N: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_P: tl.constexpr,

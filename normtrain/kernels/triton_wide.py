@@ -7,8 +7,6 @@ their sums over rows would not fit either.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -38,16 +36,16 @@ from normtrain.kernels.triton_rows import (
 
 @triton.jit
 def _second_sums(
-    X: Any,
-    row: Any,
-    factor: Any,
-    mean: Any,
-    rest: Any,
+    X: tl.tensor,
+    row: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Sums over a row of its deviations and of their squares, for l1 with `rest` of magnitudes."""
     plain, square = tl.zeros_like(mean), tl.zeros_like(mean)
     for start in range(0, SEEN, BLOCK_N):
@@ -65,19 +63,19 @@ def _second_sums(
 
 @triton.jit
 def _wide_statistics(
-    X: Any,
-    row: Any,
-    largest: Any,
-    total: Any,
-    eps: Any,
-    a: Any,
+    X: tl.tensor,
+    row: tl.tensor,
+    largest: tl.tensor,
+    total: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
     COUNT: tl.constexpr,
     RANGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """r, factor and the two parts of the mean of a row, from its largest magnitude and its sum."""
     factor = tl.zeros_like(total) + 1.0
     if RANGE:
@@ -96,21 +94,21 @@ def _wide_statistics(
 
 @triton.jit(do_not_specialize=["rows"])
 def forward_wide(
-    X: Any,
-    RESIDUAL: Any,
-    SEEDS: Any,
-    TOTAL: Any,
-    Y: Any,
-    STATS: Any,
-    WEIGHT: Any,
-    BIAS: Any,
-    ALPHA: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
-    eps: Any,
-    a: Any,
-    b: Any,
+    X: tl.tensor,
+    RESIDUAL: tl.tensor,
+    SEEDS: tl.tensor,
+    TOTAL: tl.tensor,
+    Y: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    BIAS: tl.tensor,
+    ALPHA: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
@@ -157,17 +155,17 @@ def forward_wide(
 
 @triton.jit
 def _wide_row_sums(
-    GRAD: Any,
-    X: Any,
-    WEIGHT: Any,
-    row: Any,
-    scale: Any,
-    factor: Any,
-    mean: Any,
-    rest: Any,
-    alpha: Any,
-    a: Any,
-    b: Any,
+    GRAD: tl.tensor,
+    X: tl.tensor,
+    WEIGHT: tl.tensor,
+    row: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    alpha: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
@@ -176,7 +174,7 @@ def _wide_row_sums(
     SHIFT: tl.constexpr,
     SCALAR: tl.constexpr,
     BLOCK_N: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """pull, shift and tilt of a row, and its share of a scalar parameter's gradient."""
     zero = tl.zeros_like(scale)
     pull, shift, tilt, ds = zero, zero, zero, zero
@@ -199,21 +197,21 @@ def _wide_row_sums(
 
 @triton.jit(do_not_specialize=["rows"])
 def backward_wide(
-    GRAD: Any,
-    GRAD_TOTAL: Any,
-    X: Any,
-    SEEDS: Any,
-    STATS: Any,
-    WEIGHT: Any,
-    ALPHA: Any,
-    DX: Any,
-    DBRANCH: Any,
-    PARTIALS: Any,
-    rows: Any,
-    p: Any,
-    keep_scale: Any,
-    a: Any,
-    b: Any,
+    GRAD: tl.tensor,
+    GRAD_TOTAL: tl.tensor,
+    X: tl.tensor,
+    SEEDS: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    ALPHA: tl.tensor,
+    DX: tl.tensor,
+    DBRANCH: tl.tensor,
+    PARTIALS: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     SEEN: tl.constexpr,
@@ -263,12 +261,12 @@ def backward_wide(
 
 @triton.jit(do_not_specialize=["rows"])
 def parameters_wide(
-    GRAD: Any,
-    X: Any,
-    STATS: Any,
-    ALPHA: Any,
-    PARTIALS: Any,
-    rows: Any,
+    GRAD: tl.tensor,
+    X: tl.tensor,
+    STATS: tl.tensor,
+    ALPHA: tl.tensor,
+    PARTIALS: tl.tensor,
+    rows: tl.tensor,
     KIND: tl.constexpr,
     N: tl.constexpr,
     COLUMNS: tl.constexpr,
