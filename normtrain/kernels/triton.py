@@ -69,9 +69,9 @@ def forward_tile(block: int) -> Tile:
 
 
 def backward_tile(block: int) -> Tile:
-    """The backward's: 16 features a thread, since it holds five such tiles at once."""
-    rows = max(1, min(64, 4096 // block))
-    return Tile(rows, max(1, min(16, rows * block // 512)), 2)
+    """The backward's: 8 features a thread, since it holds five such tiles and loads the next two."""
+    rows = max(1, min(64, 2048 // block))
+    return Tile(rows, max(1, min(16, rows * block // 256)), 2)
 
 
 class _Shape(NamedTuple):

@@ -137,8 +137,10 @@ def _tile_statistics(
     FULL: tl.constexpr,
 ) -> tl.tensor:
     """r, factor and the two parts of the mean of whole rows."""
-    total = share_sum(x) if centred(KIND) or KIND == "crms" else tl.zeros_like(tl.sum(x, 1))
-    factor = tl.zeros_like(total) + 1.0
+    total = tl.zeros((x.shape[0],), tl.float32)
+    factor = total + 1.0
+    if centred(KIND) or KIND == "crms":
+        total = share_sum(x)
     if RANGE:
         factor = row_factor(seen_largest(x, columns, SEEN, N))
     total = whole_sum(total, factor)
