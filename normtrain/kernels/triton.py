@@ -69,7 +69,7 @@ def forward_tile(block: int) -> Tile:
 
 
 def backward_tile(block: int) -> Tile:
-    """The backward's: 8 features a thread, since it holds five such tiles and loads the next two."""
+    """The backward's: 8 features a thread, since it holds five such tiles and loads two more."""
     rows = max(1, min(64, 2048 // block))
     return Tile(rows, max(1, min(16, rows * block // 256)), 2)
 
@@ -295,17 +295,12 @@ class _Partials(NamedTuple):
     width: int
 
 
-def _partials(
-    kind: str, x: Tensor, parameters: tuple[Tensor | None, ...], programs: int
-) -> _Partials:
-    grads = [None if t is None else torch.empty_like(t) for t in parameters]
-    width = sum(g.numel() for g in grads if g is not None)
-    if programs == 0:
-        for g in grads:
-            if g is not None:
-                g.zero_()
+def _partials(x: Tensor, parameters: _Grads, programs: int) -> _Partials:
+    make = torch.empty_like if programs else torch.zeros_like
+    dw, db, dalpha = (None if t is None else make(t) for t in parameters)
+    width = sum(g.numel() for g in (dw, db, dalpha) if g is not None)
     rows = x.new_empty(programs, width, dtype=torch.float32) if width and programs else None
-    return _Partials(*grads, rows, width)
+    return _Partials(dw, db, dalpha, rows, width)
 
 
 def _backward(
@@ -327,7 +322,7 @@ def _backward(
     tiles = triton.cdiv(rows, tile.rows if narrow else 1)
     programs = min(tiles, _most_programs(x.device))
     dx, dbranch = torch.empty_like(x), None if seeds is None else torch.empty_like(x)
-    made = _partials(kind, x, parameters, programs)
+    made = _partials(x, parameters, programs)
     scalar = _is_scalar(kind, weight)
     if rows > 0:
         constants = _constants(kind, d, numbers.count, x.dtype, scalar)

@@ -35,7 +35,9 @@ def row_factor(largest: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def seen_largest(x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr) -> tl.tensor:
+def seen_largest(
+    x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr
+) -> tl.tensor:
     """The largest magnitude in each row among the features that the statistic sees."""
     size = tl.abs(x)
     if SEEN < N:
@@ -56,7 +58,9 @@ def whole_sum(total: tl.tensor, factor: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def off_mean(x: tl.tensor, mask: tl.tensor, factor: tl.tensor, mean: tl.tensor, FULL: tl.constexpr) -> tl.tensor:
+def off_mean(
+    x: tl.tensor, mask: tl.tensor, factor: tl.tensor, mean: tl.tensor, FULL: tl.constexpr
+) -> tl.tensor:
     """``x * factor - mean`` with zeros in the padding."""
     off = x * factor[:, None] - mean[:, None]
     if not FULL:
@@ -116,7 +120,13 @@ def tanh(z: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def normalized(
-    x: tl.tensor, factor: tl.tensor, mean: tl.tensor, rest: tl.tensor, scale: tl.tensor, alpha: tl.tensor, KIND: tl.constexpr
+    x: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    scale: tl.tensor,
+    alpha: tl.tensor,
+    KIND: tl.constexpr,
 ) -> tl.tensor:
     """h of each feature: the centred or plain row times its scale, or tanh(alpha * x)."""
     if KIND == "tanh":
@@ -129,7 +139,9 @@ def normalized(
 
 
 @triton.jit
-def output(h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
+def output(
+    h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
     """y from h; weight and bias are tiles or None."""
     y = h
     if KIND == "ada":
@@ -142,7 +154,9 @@ def output(h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl
 
 
 @triton.jit
-def inner_gradient(g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
+def inner_gradient(
+    g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
     """u, the gradient of h (AdaNorm's factor is a constant)."""
     u = g
     if KIND == "ada":
@@ -167,14 +181,13 @@ def _sign(h: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def weighted_sum(u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr) -> tl.tensor:
+def weighted_sum(
+    u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr
+) -> tl.tensor:
     """Row sums of u * h over COUNT."""
-    if PARTIAL:
-        # features outside the statistic may be so large that their plain sum overflows
-        total = tl.sum(u * (h * (1.0 / COUNT)), 1)
-    else:
-        total = tl.sum(u * h, 1) * (1.0 / COUNT)
-    return total
+    # features outside the statistic may be so large that their plain sum overflows
+    share, whole = (1.0 / COUNT, 1.0) if PARTIAL else (1.0, 1.0 / COUNT)
+    return tl.sum(u * (h * share), 1) * whole
 
 
 @triton.jit
@@ -194,7 +207,7 @@ def input_gradient(
     PULL: tl.constexpr,
     SHIFT: tl.constexpr,
 ) -> tl.tensor:
-    """dx of a norm from the row sums: pull of u * h over its count, shift of u, tilt of the carrier.
+    """dx of a norm from row sums: pull of u * h over the count, shift of u, tilt of the carrier.
 
     PULL says whether the statistic has a gradient, SHIFT whether the mean has one.
     """
@@ -218,8 +231,10 @@ def input_gradient(
 
 
 @triton.jit
-def dropped_out(x: tl.tensor, columns: tl.tensor, seeds: tl.tensor, p: tl.tensor, keep_scale: tl.tensor) -> tl.tensor:
-    """``x * keep_scale`` with probability 1 - p, else 0: a function of a row's seed and a column."""
+def dropped_out(
+    x: tl.tensor, columns: tl.tensor, seeds: tl.tensor, p: tl.tensor, keep_scale: tl.tensor
+) -> tl.tensor:
+    """``x * keep_scale`` with probability 1 - p, else 0, as a row's seed and a column have it."""
     low = (seeds & 0xFFFFFFFF).to(tl.uint32)[:, None]
     high = ((seeds >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
     counter = columns.to(tl.uint32) + tl.zeros_like(low)

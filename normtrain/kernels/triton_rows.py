@@ -41,7 +41,9 @@ def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def parameter(POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr) -> tl.tensor:
+def parameter(
+    POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr
+) -> tl.tensor:
     """A parameter as a float32 tile ``(1, columns)``, a scalar, or None."""
     if POINTER is None:
         value = None
@@ -105,7 +107,12 @@ def store_stats(
 
 @triton.jit
 def load_stats(
-    STATS: tl.tensor, row: tl.tensor, rows: tl.tensor, KIND: tl.constexpr, COLUMNS: tl.constexpr, RANGE: tl.constexpr
+    STATS: tl.tensor,
+    row: tl.tensor,
+    rows: tl.tensor,
+    KIND: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANGE: tl.constexpr,
 ) -> tl.tensor:
     """r, factor, the two parts of the mean (for l2 the first is its flag), ``(rows,)`` each."""
     scale = tl.zeros_like(row.to(tl.float32))
