@@ -68,7 +68,7 @@ class Numbers(NamedTuple):
     """
 
     eps: float = 0.0
-    count: int = 0
+    count: int = 0  # type: ignore[assignment]
     a: float = 0.0
     b: float = 0.0
 
