@@ -70,7 +70,7 @@ def test_every_dependency_has_a_tested_version() -> None:
     extras = project()["project"]["optional-dependencies"]
     wanted = project()["project"]["dependencies"] + extras["dev"] + extras["plots"]
     for requirement in wanted:
-        found = re.match(r"([A-Za-z0-9_.-]+?)(?:>=([\d.]+))?$", requirement)
+        found = re.match(r"([A-Za-z0-9_.-]+?)(?:>=([\d.]+))?(?:; .*)?$", requirement)
         assert found is not None, requirement
         name, least = found[1].lower().replace("_", "-"), found[2] or "0"
         assert name in pinned

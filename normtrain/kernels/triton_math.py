@@ -1,0 +1,243 @@
+"""What the Triton kernels have in common: the arithmetic of a tile of rows.
+
+Tiles are float32 ``(rows, columns)``; what belongs to a row is ``(rows,)``. The kinds, and what
+they read and return, are those of `normtrain.kernels.rows`. A row is multiplied by `factor`, a
+power of two that is 1 unless the row is huge, ahead of everything; ``h`` is the normalized row.
+Centred kinds keep their mean in two parts, whose sum has more digits than float32: the rounding
+of the mean of a constant row would otherwise pass for a spread.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Bits of float32: the exponent, that of 1, and that of 2^30 (`formulas.Limits.big`).
+_EXPONENT = tl.constexpr(0x7F800000)
+_ONE = tl.constexpr(127 << 23)
+_BIG = tl.constexpr(157 << 23)
+# Sums over rows not yet in range are taken of this share of them: 2^17 terms cannot overflow.
+_SHARE = tl.constexpr(2.0**-20)
+_ROUNDS = tl.constexpr(7)
+
+
+@triton.jit
+def centred(KIND: tl.constexpr) -> tl.tensor:
+    """Whether the kind subtracts a mean."""
+    return KIND == "layer" or KIND == "detach" or KIND == "ada" or KIND == "l1"
+
+
+@triton.jit
+def row_factor(largest: tl.tensor) -> tl.tensor:
+    """The power of two that brings a row with this largest magnitude to at most 2^31; mostly 1."""
+    excess = (largest.to(tl.int32, bitcast=True) & _EXPONENT) - _BIG
+    return tl.where(excess > 0, _ONE - excess, _ONE).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def seen_largest(
+    x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr
+) -> tl.tensor:
+    """The largest magnitude in each row among the features that the statistic sees."""
+    size = tl.abs(x)
+    if SEEN < N:
+        size = tl.where(columns < SEEN, size, 0.0)
+    return tl.max(size, 1)
+
+
+@triton.jit
+def share_sum(x: tl.tensor) -> tl.tensor:
+    """Row sums that no row overflows, for `whole_sum`."""
+    return tl.sum(x * _SHARE, 1)
+
+
+@triton.jit
+def whole_sum(total: tl.tensor, factor: tl.tensor) -> tl.tensor:
+    """The sum of ``x * factor`` from the `share_sum` of x."""
+    return (total * factor) * (1.0 / _SHARE)
+
+
+@triton.jit
+def off_mean(
+    x: tl.tensor, mask: tl.tensor, factor: tl.tensor, mean: tl.tensor, FULL: tl.constexpr
+) -> tl.tensor:
+    """``x * factor - mean`` with zeros in the padding."""
+    off = x * factor[:, None] - mean[:, None]
+    if not FULL:
+        off = tl.where(mask, off, 0.0)
+    return off
+
+
+@triton.jit
+def row_scale(
+    square: tl.tensor,
+    rest: tl.tensor,
+    dropped: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
+    KIND: tl.constexpr,
+    COUNT: tl.constexpr,
+) -> tl.tensor:
+    """Each row's r from the sum of its squares (of its magnitudes for l1).
+
+    Args:
+        square: sum of squares ``(rows,)``, of the deviations from the first part of the mean for
+            the kinds with a variance.
+        rest: the second part of the mean.
+        dropped: the sum of the row, for crms.
+        eps: of the kind.
+        a: the constant of l1.
+        KIND: the kind.
+        COUNT: what the sum is divided by.
+    """
+    if KIND == "crms":
+        square = square + dropped * dropped
+    mean = tl.div_rn(square, tl.full((1,), COUNT, tl.float32))
+    if KIND == "l1":
+        divisor = a * mean + eps
+    elif KIND == "l2":
+        divisor = tl.maximum(tl.sqrt_rn(mean), eps)
+    elif centred(KIND):
+        divisor = tl.sqrt_rn(tl.maximum(mean - rest * rest, 0.0) + eps)
+    else:
+        divisor = tl.sqrt_rn(mean + eps)
+    return tl.div_rn(tl.full((1,), 1.0, tl.float32), divisor)
+
+
+@triton.jit
+def tanh(z: tl.tensor) -> tl.tensor:
+    """Hyperbolic tangent to 3e-7 of its value: a polynomial near 0, else by the exponential."""
+    square = z * z
+    p = square * -0.006555037499453542 + 0.021280073042452764
+    p = p * square - 0.0539046844480002
+    p = p * square + 0.1333309003288227
+    p = p * square - 0.33333331833233254
+    size = tl.abs(z)
+    # beyond 20 it is 1 in float32, and the exponential would overflow
+    far = 1.0 - 2.0 / (tl.exp(2.0 * tl.minimum(size, 20.0)) + 1.0)
+    return tl.where(size < 0.55, z + z * square * p, tl.where(z < 0, -far, far))
+
+
+@triton.jit
+def normalized(
+    x: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    scale: tl.tensor,
+    alpha: tl.tensor,
+    KIND: tl.constexpr,
+) -> tl.tensor:
+    """h of each feature: the centred or plain row times its scale, or tanh(alpha * x)."""
+    if KIND == "tanh":
+        h = tanh(alpha * x)
+    elif centred(KIND):
+        h = ((x * factor[:, None] - mean[:, None]) - rest[:, None]) * scale[:, None]
+    else:
+        h = (x * factor[:, None]) * scale[:, None]
+    return h
+
+
+@triton.jit
+def output(
+    h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
+    """y from h; weight and bias are tiles or None."""
+    y = h
+    if KIND == "ada":
+        y = (a * (1.0 - b * h)) * h
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y
+
+
+@triton.jit
+def inner_gradient(
+    g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
+    """u, the gradient of h (AdaNorm's factor is a constant)."""
+    u = g
+    if KIND == "ada":
+        u = u * (a * (1.0 - b * h))
+    if weight is not None:
+        u = u * weight
+    return u
+
+
+@triton.jit
+def carrier_sum(h: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
+    """The row sums of what `input_gradient` needs beside those of u: of h, or of its sign."""
+    carrier = h
+    if KIND == "l1":
+        carrier = _sign(h)
+    return tl.sum(carrier, 1)
+
+
+@triton.jit
+def _sign(h: tl.tensor) -> tl.tensor:
+    return tl.where(h > 0, 1.0, tl.where(h < 0, -1.0, 0.0))
+
+
+@triton.jit
+def weighted_sum(
+    u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr
+) -> tl.tensor:
+    """Row sums of u * h over COUNT."""
+    # features outside the statistic may be so large that their plain sum overflows
+    share, whole = (1.0 / COUNT, 1.0) if PARTIAL else (1.0, 1.0 / COUNT)
+    return tl.sum(u * (h * share), 1) * whole
+
+
+@triton.jit
+def input_gradient(
+    u: tl.tensor,
+    h: tl.tensor,
+    columns: tl.tensor,
+    factor: tl.tensor,
+    scale: tl.tensor,
+    pull: tl.tensor,
+    shift: tl.tensor,
+    tilt: tl.tensor,
+    a: tl.tensor,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    PULL: tl.constexpr,
+    SHIFT: tl.constexpr,
+) -> tl.tensor:
+    """dx of a norm from row sums: pull of u * h over the count, shift of u, tilt of the carrier.
+
+    PULL says whether the statistic has a gradient, SHIFT whether the mean has one.
+    """
+    d = u
+    if PULL:
+        if KIND == "l1":
+            carrier, pull = _sign(h), pull * a
+        elif KIND == "crms":
+            carrier = h + tilt[:, None]
+        elif SEEN < N:
+            carrier = tl.where(columns < SEEN, h, 0.0)
+        else:
+            carrier = h
+        d = d - carrier * pull[:, None]
+    if SHIFT:
+        mean = shift * (1.0 / N)
+        if KIND == "l1":
+            mean = mean - pull * tilt * (1.0 / N)
+        d = d - mean[:, None]
+    return (d * scale[:, None]) * factor[:, None]
+
+
+@triton.jit
+def dropped_out(
+    x: tl.tensor, columns: tl.tensor, seeds: tl.tensor, p: tl.tensor, keep_scale: tl.tensor
+) -> tl.tensor:
+    """``x * keep_scale`` with probability 1 - p, else 0, as a row's seed and a column have it."""
+    low = (seeds & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    high = ((seeds >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
+    counter = columns.to(tl.uint32) + tl.zeros_like(low)
+    zero = tl.zeros_like(counter)
+    bits, _, _, _ = tl.philox_impl(counter, zero, zero, zero, low + zero, high + zero, _ROUNDS)
+    return tl.where(tl.uint_to_uniform_float(bits) >= p, x * keep_scale, 0.0)

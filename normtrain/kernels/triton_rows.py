@@ -1,0 +1,380 @@
+"""Triton kernels for rows that fit into a program's registers; wider ones: `triton_wide`.
+
+``X``, ``Y`` and the gradients are contiguous ``(rows, N)``; ``STATS`` is float32 ``(rows, C)`` with
+the columns r, factor, and then the two parts of the mean for the centred kinds, or for l2 whether
+the row is longer than eps. Optional pointers are None. With ``RESIDUAL`` the row that is normalized
+is ``dropout(x) + residual``, rounded to the dtype of ``TOTAL``, where it is kept.
+
+The backward runs on a fixed number of programs. Each adds up the parameters' gradients of its rows
+in registers and leaves them as a row of ``PARTIALS`` (float32 ``(programs, width)``: the gradient
+of the weight, then of the bias, then of a scalar parameter, as far as there are such); `finalize`
+adds those rows in order. So the same call gives the same bits, without atomics.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from normtrain.kernels.triton_math import (
+    carrier_sum,
+    centred,
+    dropped_out,
+    inner_gradient,
+    input_gradient,
+    normalized,
+    off_mean,
+    output,
+    row_factor,
+    row_scale,
+    seen_largest,
+    share_sum,
+    weighted_sum,
+    whole_sum,
+)
+
+
+@triton.jit
+def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
+    """Load as float32, zeros where masked out."""
+    return tl.load(POINTER + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def parameter(
+    POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr
+) -> tl.tensor:
+    """A parameter as a float32 tile ``(1, columns)``, a scalar, or None."""
+    if POINTER is None:
+        value = None
+    elif SCALAR:
+        value = tl.load(POINTER).to(tl.float32)
+    else:
+        value = tl.load(POINTER + columns, mask=columns < N, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def row_input(
+    X: tl.tensor,
+    RESIDUAL: tl.tensor,
+    SEEDS: tl.tensor,
+    TOTAL: tl.tensor,
+    row: tl.tensor,
+    columns: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+) -> tl.tensor:
+    """The tile to normalize; for the fused operation the sum, which is stored."""
+    x = load_wide(X, at, mask)
+    if RESIDUAL is not None:
+        if SEEDS is not None:
+            seeds = tl.load(SEEDS + row, mask=row < rows, other=0)
+            x = dropped_out(x, columns, seeds, p, keep_scale)
+        total = (x + load_wide(RESIDUAL, at, mask)).to(TOTAL.dtype.element_ty)
+        tl.store(TOTAL + at, total, mask=mask)
+        x = total.to(tl.float32)
+    return x
+
+
+@triton.jit
+def store_stats(
+    STATS: tl.tensor,
+    row: tl.tensor,
+    rows: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    eps: tl.tensor,
+    KIND: tl.constexpr,
+    COLUMNS: tl.constexpr,
+) -> None:
+    """Keep what the backward needs of each row."""
+    at, mask = STATS + row.to(tl.int64) * COLUMNS, row < rows
+    tl.store(at, scale, mask=mask)
+    tl.store(at + 1, factor, mask=mask)
+    if centred(KIND):
+        tl.store(at + 2, mean, mask=mask)
+        tl.store(at + 3, rest, mask=mask)
+    if KIND == "l2":
+        # as computed in `row_scale`: at eps or below, the reciprocal is that of eps
+        tl.store(at + 2, tl.where(scale < tl.div_rn(1.0, eps), 1.0, 0.0), mask=mask)
+
+
+@triton.jit
+def load_stats(
+    STATS: tl.tensor,
+    row: tl.tensor,
+    rows: tl.tensor,
+    KIND: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANGE: tl.constexpr,
+) -> tl.tensor:
+    """r, factor, the two parts of the mean (for l2 the first is its flag), ``(rows,)`` each."""
+    scale = tl.zeros_like(row.to(tl.float32))
+    factor, mean, rest = scale + 1.0, scale, scale
+    if COLUMNS > 0:
+        at, mask = STATS + row.to(tl.int64) * COLUMNS, row < rows
+        scale = tl.load(at, mask=mask, other=0.0)
+        if RANGE:
+            factor = tl.load(at + 1, mask=mask, other=1.0)
+        if COLUMNS > 2:
+            mean = tl.load(at + 2, mask=mask, other=0.0)
+        if COLUMNS > 3:
+            rest = tl.load(at + 3, mask=mask, other=0.0)
+    return scale, factor, mean, rest
+
+
+@triton.jit
+def _tile_statistics(
+    x: tl.tensor,
+    columns: tl.tensor,
+    mask: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    COUNT: tl.constexpr,
+    RANGE: tl.constexpr,
+    FULL: tl.constexpr,
+) -> tl.tensor:
+    """r, factor and the two parts of the mean of whole rows."""
+    total = tl.zeros((x.shape[0],), tl.float32)
+    factor = total + 1.0
+    if centred(KIND) or KIND == "crms":
+        total = share_sum(x)
+    if RANGE:
+        factor = row_factor(seen_largest(x, columns, SEEN, N))
+    total = whole_sum(total, factor)
+    mean, rest = tl.zeros_like(total), tl.zeros_like(total)
+    if centred(KIND):
+        mean = total * (1.0 / N)
+        c = off_mean(x, mask, factor, mean, FULL)
+        rest = tl.sum(c, 1) * (1.0 / N)
+        if KIND == "l1":
+            c = tl.abs(c - rest[:, None])
+            square = tl.sum(c if FULL else tl.where(mask, c, 0.0), 1)
+        else:
+            square = tl.sum(c * c, 1)
+    else:
+        c = x * factor[:, None]
+        if SEEN < N:
+            c = tl.where(columns < SEEN, c, 0.0)
+        square = tl.sum(c * c, 1)
+    return row_scale(square, rest, total, eps, a, KIND, COUNT), factor, mean, rest
+
+
+@triton.jit(do_not_specialize=["rows"])
+def forward_rows(
+    X: tl.tensor,
+    RESIDUAL: tl.tensor,
+    SEEDS: tl.tensor,
+    TOTAL: tl.tensor,
+    Y: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    BIAS: tl.tensor,
+    ALPHA: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    eps: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    COUNT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANGE: tl.constexpr,
+    SCALAR: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:
+    """One tile of ``BLOCK_M`` whole rows a program."""
+    # a compiler that passes Python numbers as float64 must not make the arithmetic float64
+    eps, a, b = tl.cast(eps, tl.float32), tl.cast(a, tl.float32), tl.cast(b, tl.float32)
+    p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
+    row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_N)[None, :]
+    at = row.to(tl.int64)[:, None] * N + columns
+    mask = (row < rows)[:, None] & (columns < N)
+    x = row_input(X, RESIDUAL, SEEDS, TOTAL, row, columns, at, mask, rows, p, keep_scale)
+    scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, 0, RANGE)
+    alpha = parameter(ALPHA, columns, N, True)
+    if KIND != "tanh":
+        inside, full = columns < N, N == BLOCK_N
+        scale, factor, mean, rest = _tile_statistics(
+            x, columns, inside, eps, a, KIND, N, SEEN, COUNT, RANGE, full
+        )
+        store_stats(STATS, row, rows, scale, factor, mean, rest, eps, KIND, COLUMNS)
+    h = normalized(x, factor, mean, rest, scale, alpha, KIND)
+    weight = parameter(WEIGHT, columns, N, SCALAR)
+    y = output(h, weight, parameter(BIAS, columns, N, False), a, b, KIND)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def store_input_gradient(
+    d: tl.tensor,
+    GRAD_TOTAL: tl.tensor,
+    SEEDS: tl.tensor,
+    DX: tl.tensor,
+    DBRANCH: tl.tensor,
+    row: tl.tensor,
+    columns: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+) -> None:
+    """Store dx; for the fused operation with the sum's own gradient, and the branch's beside it."""
+    if GRAD_TOTAL is not None:
+        d = d + load_wide(GRAD_TOTAL, at, mask)
+    tl.store(DX + at, d.to(DX.dtype.element_ty), mask=mask)
+    if DBRANCH is not None:
+        seeds = tl.load(SEEDS + row, mask=row < rows, other=0)
+        branch = dropped_out(d, columns, seeds, p, keep_scale)
+        tl.store(DBRANCH + at, branch.to(DBRANCH.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def row_sums(
+    u: tl.tensor,
+    h: tl.tensor,
+    flag: tl.tensor,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    COUNT: tl.constexpr,
+    PULL: tl.constexpr,
+    SHIFT: tl.constexpr,
+) -> tl.tensor:
+    """pull, shift and tilt of `input_gradient`, of a tile."""
+    zero = tl.zeros_like(flag)
+    pull = weighted_sum(u, h, COUNT, SEEN < N) if PULL else zero
+    if KIND == "l2":
+        pull = pull * flag
+    shift = tl.sum(u, 1) if SHIFT else zero
+    tilt = carrier_sum(h, KIND) if KIND == "crms" or KIND == "l1" else zero
+    return pull, shift, tilt
+
+
+@triton.jit(do_not_specialize=["rows"])
+def backward_rows(
+    GRAD: tl.tensor,
+    GRAD_TOTAL: tl.tensor,
+    X: tl.tensor,
+    SEEDS: tl.tensor,
+    STATS: tl.tensor,
+    WEIGHT: tl.tensor,
+    ALPHA: tl.tensor,
+    DX: tl.tensor,
+    DBRANCH: tl.tensor,
+    PARTIALS: tl.tensor,
+    rows: tl.tensor,
+    p: tl.tensor,
+    keep_scale: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    KIND: tl.constexpr,
+    N: tl.constexpr,
+    SEEN: tl.constexpr,
+    COUNT: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANGE: tl.constexpr,
+    PULL: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SCALAR: tl.constexpr,
+    HAS_DW: tl.constexpr,
+    HAS_DB: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:
+    """Every `num_programs`-th tile of rows: dx, and the program's share of the parameters'."""
+    a, b = tl.cast(a, tl.float32), tl.cast(b, tl.float32)
+    p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
+    columns = tl.arange(0, BLOCK_N)[None, :]
+    weight, alpha = parameter(WEIGHT, columns, N, SCALAR), parameter(ALPHA, columns, N, True)
+    dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    db = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    ds = tl.zeros((BLOCK_M,), tl.float32)
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.num_programs(0), num_stages=STAGES
+    ):
+        row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+        at = row.to(tl.int64)[:, None] * N + columns
+        mask = (row < rows)[:, None] & (columns < N)
+        x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
+        scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, COLUMNS, RANGE)
+        h = normalized(x, factor, mean, rest, scale, alpha, KIND)
+        if N != BLOCK_N:
+            h = tl.where(columns < N, h, 0.0)
+        u = inner_gradient(g, h, weight, a, b, KIND)
+        if KIND == "tanh":
+            u = u * (1.0 - h * h)
+            d = u * alpha
+            ds += tl.sum(u * x, 1)
+        else:
+            pull, shift, tilt = row_sums(u, h, mean, KIND, N, SEEN, COUNT, PULL, SHIFT)
+            d = input_gradient(
+                u, h, columns, factor, scale, pull, shift, tilt, a, KIND, N, SEEN, PULL, SHIFT
+            )
+            if SCALAR:
+                ds += tl.sum(g * h, 1)
+        if HAS_DW:
+            dw += g * h
+        if HAS_DB:
+            db += g
+        store_input_gradient(
+            d, GRAD_TOTAL, SEEDS, DX, DBRANCH, row, columns, at, mask, rows, p, keep_scale
+        )
+    if WIDTH > 0:
+        own = PARTIALS + tl.program_id(0) * WIDTH
+        column = tl.arange(0, BLOCK_N)
+        if HAS_DW:
+            tl.store(own + column, tl.sum(dw, 0), mask=column < N)
+        if HAS_DB:
+            offset: tl.constexpr = N if HAS_DW else 0
+            tl.store(own + offset + column, tl.sum(db, 0), mask=column < N)
+        if SCALAR or KIND == "tanh":
+            tl.store(own + WIDTH - 1, tl.sum(ds, 0))
+
+
+@triton.jit(do_not_specialize=["programs"])
+def finalize(
+    PARTIALS: tl.tensor,
+    DW: tl.tensor,
+    DB: tl.tensor,
+    DS: tl.tensor,
+    programs: tl.tensor,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+) -> None:
+    """Add the partial rows, and store each gradient in its parameter's dtype."""
+    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        row = start + tl.arange(0, BLOCK_P)
+        at = row[:, None] * WIDTH + column[None, :]
+        mask = (row < programs)[:, None] & (column < WIDTH)[None, :]
+        total += tl.load(PARTIALS + at, mask=mask, other=0.0)
+    result = tl.sum(total, 0)
+    first: tl.constexpr = 0 if DW is None else N
+    if DW is not None:
+        tl.store(DW + column, result.to(DW.dtype.element_ty), mask=column < N)
+    if DB is not None:
+        inside = (column >= first) & (column < first + N)
+        tl.store(DB + column - first, result.to(DB.dtype.element_ty), mask=inside)
+    if DS is not None:
+        tl.store(DS + column * 0, result.to(DS.dtype.element_ty), mask=column == WIDTH - 1)
