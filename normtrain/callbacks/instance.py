@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from normtrain.callbacks.swap_checks import holds_copies
+
 # Lightning's own definitions of its hooks, which do nothing.
 _BASES = ("pytorch_lightning.core.", "lightning.pytorch.core.")
 
@@ -64,8 +66,11 @@ def unpatch(module: nn.Module, *names: str) -> None:
 
 
 def copies(trainer: Any, module: nn.Module) -> Iterator[nn.Module]:
-    """The copies of a LightningModule that callbacks hold, as weight averaging does."""
-    for callback in trainer.callbacks:
+    """The copies of a LightningModule that Lightning's own callbacks make: averaged weights.
+
+    A model of the same class in somebody's callback may be another one, a teacher for example.
+    """
+    for callback in filter(holds_copies, trainer.callbacks):
         for value in vars(callback).values():
             if isinstance(value, nn.Module):
                 for inner in value.modules():

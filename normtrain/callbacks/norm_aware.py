@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,15 +15,24 @@ from torch import nn
 
 from normtrain.callbacks.flavours import callback_class
 from normtrain.callbacks.instance import copies
-from normtrain.callbacks.norm_section import explain_mismatch, place_of
+from normtrain.callbacks.norm_section import explain_mismatch, fit_keys, place_of
 from normtrain.callbacks.swap_checks import is_a
 from normtrain.errors import UserError
 from normtrain.files import read_plain
-from normtrain.surgery.record import SECTION, checked_section, differences, record, restore
-from normtrain.surgery.sites import plain_name
+from normtrain.surgery.record import (
+    SECTION,
+    checked_section,
+    describe,
+    differences,
+    record,
+    restore,
+    section_of,
+)
 from normtrain.surgery.swap_rules import shown
 
 _M = TypeVar("_M", bound=nn.Module)
+_Hook = Callable[[Any, dict[str, Any]], None]
+_loading = threading.Lock()
 
 
 class NormAware:
@@ -35,25 +48,32 @@ class NormAware:
 
     Raises:
         UserError: when a checkpoint is read, if a norm of the module is another than the one that
-            was saved, and not the one that it was put in the place of.
+            was saved, and not the one that it was put in the place of; when a class is made that
+            has it behind LightningModule.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Hold also where the class has hooks of its own that do not call these."""
+        super().__init_subclass__(**kwargs)
+        order = [base.__name__ for base in cls.__mro__]
+        if "LightningModule" in order[: order.index("NormAware")]:
+            raise UserError(
+                f"NormAware comes first among the bases, class {cls.__name__}(NormAware, "
+                f"{cls.__bases__[0].__name__}), or its hooks are not called"
+            )
+        for name, then in (("on_save_checkpoint", _write), ("on_load_checkpoint", restore_norms)):
+            if name in vars(cls):
+                setattr(cls, name, _after(vars(cls)[name], then))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write which norms there are."""
         super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
-        assert isinstance(self, nn.Module)
-        if SECTION not in checkpoint:  # NormSwap has written its rules too
-            checkpoint[SECTION] = record(self)
+        _write(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Swap to the norms of the checkpoint."""
-        assert isinstance(self, nn.Module)
-        if SECTION in checkpoint:
-            _restore(checkpoint[SECTION], self)
-        for key in ("state_dict", "current_model_state"):  # the latter of weight averaging
-            if key in checkpoint:
-                checkpoint[key] = fitted(checkpoint[key], self.state_dict().keys())
         super().on_load_checkpoint(checkpoint)  # type: ignore[misc]
+        restore_norms(self, checkpoint)
 
     def configure_callbacks(self) -> list[Any]:
         """One more callback: it explains a failure to load a checkpoint of other norms."""
@@ -73,10 +93,38 @@ class ExplainMismatch:
         explain_mismatch(trainer, pl_module, exception)
 
 
-def _restore(section: Any, module: nn.Module) -> None:
-    """Swap the norms of a module, and of the copies of it that callbacks hold."""
+def _after(hook: _Hook, then: _Hook) -> _Hook:
+    """A checkpoint hook that does something more when it is done."""
+
+    @functools.wraps(hook)
+    def both(self: Any, checkpoint: dict[str, Any]) -> None:
+        hook(self, checkpoint)
+        then(self, checkpoint)
+
+    return both
+
+
+def _write(module: Any, checkpoint: dict[str, Any]) -> None:
+    if SECTION not in checkpoint:  # NormSwap has written its rules too
+        checkpoint[SECTION] = record(module)
+
+
+def restore_norms(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Swap a module's norms, and those of averaged copies of it, to those of a checkpoint.
+
+    Done a second time it changes nothing.
+
+    Raises:
+        UserError: as `NormAware`.
+    """
+    section = section_of(checkpoint)
+    if section is not None:
+        _restore(checked_section(section, place_of(module)), module)
+    fit_keys(checkpoint, module)
+
+
+def _restore(section: dict[str, Any], module: nn.Module) -> None:
     where = place_of(module)
-    section = checked_section(section, where)
     trainer = getattr(module, "_trainer", None)
     callbacks = [] if trainer is None else trainer.callbacks
     if differences(section, module):
@@ -91,26 +139,6 @@ def _restore(section: Any, module: nn.Module) -> None:
         restore(section, copy, where)
 
 
-def fitted(state: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
-    """A state dict with the keys that a model wants, where only wrappers' parts of them differ.
-
-    Args:
-        state: tensors by key.
-        wanted: the model's keys.
-
-    Returns:
-        The same tensors; a key that fits none of the model's stays as it is.
-    """
-    known = set(wanted)
-    if state.keys() <= known:
-        return state
-    by_plain = {plain_name(key): key for key in known}
-    return {
-        key if key in known else by_plain.get(plain_name(key), key): value
-        for key, value in state.items()
-    }
-
-
 def load_checkpoint(
     cls: type[_M],
     path: str | Path,
@@ -121,8 +149,9 @@ def load_checkpoint(
 ) -> _M:
     """Load a LightningModule from a checkpoint, with the norms that it was trained with.
 
-    Does what ``cls.load_from_checkpoint`` does, for any LightningModule, and swaps the norms before
-    the weights are loaded. A checkpoint that says nothing of norms is loaded as it is.
+    Does what ``cls.load_from_checkpoint`` does, for any LightningModule that builds its layers in
+    ``__init__`` or ``configure_model``, and swaps the norms before the weights are loaded. A
+    checkpoint that says nothing of norms is loaded as it is.
 
     Args:
         cls: the LightningModule's class, without the callback.
@@ -141,32 +170,67 @@ def load_checkpoint(
     if not (isinstance(cls, type) and hasattr(cls, "load_from_checkpoint")):
         raise UserError(f"load_checkpoint takes the class of a LightningModule, not {cls!r}")
     path = Path(path)
-    if os.path.isdir(path):  # a path too long is no folder, and no error yet
-        raise UserError(
-            f"{path} is a folder; if it is a sharded checkpoint, make one file of it first "
-            f"(python -m lightning.pytorch.utilities.consolidate_checkpoint)"
-        )
-    raw = read_plain(path, mmap=True)
-    if not isinstance(raw, dict) or "state_dict" not in raw:
-        raise UserError(f"{path} is no checkpoint of Lightning's: it has no state_dict")
-    if SECTION in raw:
-        checked_section(raw[SECTION], str(path))
+    raw = _read(path)
+    section = section_of(raw)
+    section = None if section is None else checked_section(section, str(path))
+    built = _class_in(raw, cls)
     del raw
-    aware = cls if issubclass(cls, NormAware) else _aware(cls)
     try:
-        module = aware.load_from_checkpoint(
-            path, map_location=map_location, strict=strict, weights_only=True, **init
-        )
+        with _restoring(built):
+            module = cls.load_from_checkpoint(  # type: ignore[attr-defined]
+                path, map_location=map_location, strict=strict, weights_only=True, **init
+            )
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
         first = (str(error).strip().splitlines()[1:2] or [str(error)])[0].strip()
         raise UserError(f"the weights in {path} don't fit {cls.__name__}: {first}") from error
-    module.__class__ = cls
+    if section is not None and (found := differences(section, module)):
+        raise UserError(f"{describe(found, str(path))}; its on_load_checkpoint changed them")
     return module
 
 
-def _aware(cls: type[nn.Module]) -> Any:
-    """The class with `NormAware` ahead of it, under the same name."""
-    about = {"__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (NormAware, cls), about)
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint file of Lightning's, as plain data."""
+    if os.path.isdir(path):  # a path too long is no folder, and no error yet
+        raise UserError(
+            f"{path} is a folder, so a sharded checkpoint, which can't be loaded into one module; "
+            f"save whole ones: ModelParallelStrategy(save_distributed_checkpoint=False), "
+            f"FSDPStrategy(state_dict_type='full')"
+        )
+    try:
+        raw = read_plain(path, mmap=True)
+    except UserError as error:
+        if "executed" not in str(error):
+            raise
+        raise UserError(
+            f"{error}; if it is a class of yours that can be trusted, allow it with "
+            f"torch.serialization.add_safe_globals"
+        ) from error
+    if not isinstance(raw, dict) or "state_dict" not in raw:
+        raise UserError(f"{path} is no checkpoint of Lightning's: it has no state_dict")
+    return raw
+
+
+def _class_in(raw: dict[str, Any], cls: type) -> type:
+    """The class that Lightning will build: the one that LightningCLI wrote down, or `cls`."""
+    hparams = raw.get("hyper_parameters")
+    name = hparams.get("_class_path") if isinstance(hparams, dict) else None
+    module, _, last = name.rpartition(".") if isinstance(name, str) else ("", "", "")
+    found = getattr(sys.modules.get(module), last, None)
+    return found if isinstance(found, type) and issubclass(found, cls) else cls
+
+
+@contextmanager
+def _restoring(cls: type) -> Iterator[None]:
+    """Let a class restore norms when a checkpoint is loaded, whatever its own hook does."""
+    with _loading:
+        before = vars(cls).get("on_load_checkpoint")
+        cls.on_load_checkpoint = _after(cls.on_load_checkpoint, restore_norms)  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if before is None:
+                del cls.on_load_checkpoint  # type: ignore[attr-defined]
+            else:
+                cls.on_load_checkpoint = before  # type: ignore[attr-defined]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from normtrain.errors import UserError
+from normtrain.errors import RunError, UserError
 from normtrain.files import read_plain
-from normtrain.surgery.record import SECTION, checked_section, describe, differences, record
+from normtrain.surgery.record import (
+    checked_section,
+    describe,
+    differences,
+    record,
+    same_function,
+    section_of,
+)
+from normtrain.surgery.sites import plain_name
 from normtrain.surgery.swap_rules import shown
 
 # Lightning's sharded checkpoints are folders; everything but tensors is in this file.
@@ -29,22 +39,56 @@ def refuse_mismatch(
     Raises:
         UserError: it was; the message names both norms.
     """
-    where = place_of(module)
-    if SECTION not in checkpoint:
+    where, section = place_of(module), section_of(checkpoint)
+    if section is None:
         now = record(module)
         for name, spec in now["replaced"].items():
-            raise UserError(
-                f"{where} was saved without NormSwap, so with {now['was'][name]} at {name}, but "
-                f"NormSwap({shown(rules)}) has put {spec} there; leave NormSwap out to go on with "
-                f"it, or load its weights (load_from_checkpoint) and train without ckpt_path"
-            )
+            if not same_function(now["was"][name], spec):
+                raise UserError(
+                    f"{where} does not say which norms it was trained with, and NormSwap("
+                    f"{shown(rules)}) has put {spec} in the place of {now['was'][name]} at {name}; "
+                    f"leave NormSwap out to go on with it, or load its weights "
+                    f"(load_from_checkpoint) and train without ckpt_path"
+                )
         return
-    section = checked_section(checkpoint[SECTION], where)
-    if found := differences(section, module):
-        raise UserError(
-            f"{describe(found, where)} by NormSwap({shown(rules)}); go on with "
-            f"NormSwap({shown(section['rules'])})"
-        )
+    section = checked_section(section, where)
+    found = differences(section, module)
+    if not getattr(module, "strict_loading", True):
+        found = [each for each in found if not each.missing]
+    if found:
+        theirs = shown(section["rules"])
+        again = f"; go on with NormSwap({theirs})" if theirs != shown(rules) else ""
+        raise UserError(f"{describe(found, where)} by NormSwap({shown(rules)}){again}")
+
+
+def fit_keys(checkpoint: dict[str, Any], module: nn.Module) -> None:
+    """Give a checkpoint's weights the keys that a module wants, compiled in parts or not."""
+    for key in ("state_dict", "current_model_state"):  # the latter of weight averaging
+        if key in checkpoint:
+            checkpoint[key] = fitted(checkpoint[key], module.state_dict().keys())
+
+
+def fitted(state: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+    """A state dict with the keys that a model wants, where only wrappers' parts of them differ.
+
+    Args:
+        state: tensors by key.
+        wanted: the model's keys.
+
+    Returns:
+        The same tensors; a key that fits none of the model's stays as it is.
+    """
+    known = set(wanted)
+    if state.keys() <= known:
+        return state
+    by_plain = {plain_name(key): key for key in known}
+    found = OrderedDict(
+        (key if key in known else by_plain.get(plain_name(key), key), value)
+        for key, value in state.items()
+    )
+    about = getattr(state, "_metadata", {})  # versions of modules, by name
+    vars(found)["_metadata"] = {**about, **{plain_name(name): v for name, v in about.items()}}
+    return found
 
 
 def explain_mismatch(trainer: Any, module: nn.Module, failure: BaseException) -> None:
@@ -59,12 +103,13 @@ def explain_mismatch(trainer: Any, module: nn.Module, failure: BaseException) ->
     # These strategies load the weights before they ask anyone.
     if not path or not getattr(trainer.strategy, "restore_checkpoint_after_setup", False):
         return
-    if isinstance(failure, UserError) or not isinstance(failure, Exception):
+    # torch's failure to load a sharded checkpoint is a BaseException
+    if isinstance(failure, UserError | KeyboardInterrupt | SystemExit):
         return
     try:
         section = _read_section(Path(path))
         found = [] if section is None else differences(section, module)
-    except UserError:
+    except (UserError, RunError, OSError):
         return
     note = f"normtrain: {describe(found, str(path))}" if found else ""
     if note and note not in getattr(failure, "__notes__", ()):
@@ -74,8 +119,8 @@ def explain_mismatch(trainer: Any, module: nn.Module, failure: BaseException) ->
 def _read_section(path: Path) -> dict[str, Any] | None:
     """What a checkpoint file or sharded folder says of norms; None if it says nothing."""
     file = path / _SHARDED_META if path.is_dir() else path
-    raw = read_plain(file, mmap=True)
-    return checked_section(raw[SECTION], str(path)) if SECTION in raw else None
+    section = section_of(read_plain(file, mmap=True))
+    return None if section is None else checked_section(section, str(path))
 
 
 def place_of(module: nn.Module) -> str:

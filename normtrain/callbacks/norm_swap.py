@@ -11,16 +11,18 @@ from torch import nn
 from normtrain.callbacks import swap_checks
 from normtrain.callbacks.flavours import callback_class
 from normtrain.callbacks.instance import copies, original, overridden, patch, unpatch
-from normtrain.callbacks.norm_section import explain_mismatch, refuse_mismatch
+from normtrain.callbacks.norm_aware import NormAware
+from normtrain.callbacks.norm_section import explain_mismatch, fit_keys, refuse_mismatch
 from normtrain.errors import UserError
 from normtrain.norms.base import flag
-from normtrain.surgery.record import SECTION, record
+from normtrain.surgery.record import SECTION, is_swapped, record, write_metadata
 from normtrain.surgery.swap import INITS, Filter, pending, swap_norms
 from normtrain.surgery.swap_report import SwapReport
 from normtrain.surgery.swap_rules import SwapRules, shown
 
 # Where a module may build layers after the callbacks' own setup, in Lightning's order.
 _BUILDING = ("setup", "configure_sharded_model", "configure_model")
+_Rules = list[tuple[str, str]]
 _CHECKPOINTS = ("on_save_checkpoint", "on_load_checkpoint")
 
 
@@ -28,15 +30,13 @@ _CHECKPOINTS = ("on_save_checkpoint", "on_load_checkpoint")
 class _Job:
     """One setup's swap: what to do, which of the module's hooks are still to run, what was done."""
 
-    rules: list[tuple[str, str]]
+    rules: _Rules
     init: str
     filter_fn: Filter | None
     strict: bool
     spawned: bool
     ahead: list[str] = field(default_factory=list)
     report: SwapReport = field(default_factory=SwapReport)
-    dropped: list[nn.Parameter] = field(default_factory=list)
-    added: list[nn.Parameter] = field(default_factory=list)
 
     def apply(self, module: nn.Module) -> None:
         """Swap what is there by now; after the last of the module's hooks, all must be there."""
@@ -47,7 +47,6 @@ class _Job:
                 f"weights; call swap_norms(model, {shown(self.rules)}) before trainer.fit, or use "
                 f"strategy='ddp'"
             )
-        before = {id(p): p for p in module.parameters()}
         report = swap_norms(
             module,
             self.rules,
@@ -55,10 +54,6 @@ class _Job:
             filter_fn=self.filter_fn,
             strict=self.strict and not self.ahead,
         )
-        after = {id(p): p for p in module.parameters()}
-        if report.replaced:
-            self.dropped += [p for key, p in before.items() if key not in after]
-            self.added += [p for key, p in after.items() if key not in before]
         done = {one.name for one in self.report.replaced}
         report.skipped = [one for one in report.skipped if one[0] not in done]
         report.replaced = self.report.replaced + report.replaced
@@ -75,19 +70,22 @@ def _build_then_swap(
 
 
 def _save_with_norms(
-    module: nn.Module, name: str, before: Any, job: _Job, checkpoint: dict[str, Any]
+    module: nn.Module, name: str, before: Any, rules: _Rules, checkpoint: dict[str, Any]
 ) -> None:
     # Lightning calls no callback for checkpoints of weights only, but always this.
-    checkpoint[SECTION] = record(module, job.rules)
+    checkpoint[SECTION] = record(module, rules)
     original(module, name, before)(checkpoint)
 
 
 def _load_same_norms(
-    module: nn.Module, name: str, before: Any, job: _Job, checkpoint: dict[str, Any]
+    module: nn.Module, name: str, before: Any, rules: _Rules, checkpoint: dict[str, Any]
 ) -> None:
-    # Before the weights are loaded, which may fail with less of a message, or not fail.
-    refuse_mismatch(checkpoint, module, job.rules)
+    # The weights are loaded next, which may fail with less of a message, or not fail.
+    if isinstance(module, NormAware):  # it would restore norms that are not asked for
+        refuse_mismatch(checkpoint, module, rules)
     original(module, name, before)(checkpoint)
+    refuse_mismatch(checkpoint, module, rules)
+    fit_keys(checkpoint, module)
 
 
 class NormSwapHooks:
@@ -162,6 +160,7 @@ class NormSwapHooks:
         swap_checks.check_task(pl_module)
         swap_checks.check_order(trainer, self)
         swap_checks.warn_of_transformer_engine(trainer)
+        self.report = self.report if any(map(is_swapped, pl_module.modules())) else None
         spawned = swap_checks.in_spawned_process(trainer)
         job = _Job(self.rules, self.init, self.filter_fn, self.strict, spawned)
         job.ahead = [name for name in _BUILDING if overridden(pl_module, name)]
@@ -169,18 +168,16 @@ class NormSwapHooks:
         self._job = job
         for name in job.ahead:
             patch(pl_module, name, _build_then_swap, job)
-        patch(pl_module, "on_save_checkpoint", _save_with_norms, job)
-        patch(pl_module, "on_load_checkpoint", _load_same_norms, job)
+        patch(pl_module, "on_save_checkpoint", _save_with_norms, self.rules)
+        patch(pl_module, "on_load_checkpoint", _load_same_norms, self.rules)
+        # Other Trainers, and this one when the stage has ended, save without asking anybody.
+        if write_metadata not in pl_module._state_dict_hooks.values():
+            pl_module.register_state_dict_post_hook(write_metadata)
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """All is built."""
+        """All is built, the optimizers too."""
         self._built(trainer, pl_module)
-
-    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Look at the optimizers."""
-        if self._job is not None:
-            swap_checks.check_optimizers(trainer, pl_module, self._job.dropped, self._job.added)
-            self._job.dropped, self._job.added = [], []
+        swap_checks.check_optimizers(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """All is built."""
@@ -202,8 +199,8 @@ class NormSwapHooks:
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Leave nothing changed but the norms; explain a checkpoint that did not fit."""
-        explain_mismatch(trainer, pl_module, exception)
         self._unpatch(trainer, pl_module)
+        explain_mismatch(trainer, pl_module, exception)
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Leave nothing changed but the norms."""
@@ -216,6 +213,7 @@ class NormSwapHooks:
     def _built(self, trainer: Any, pl_module: nn.Module) -> None:
         for module in (pl_module, *copies(trainer, pl_module)):
             unpatch(module, *_BUILDING)
+        swap_checks.sync_batch_norms(trainer, pl_module)
         if self._job is None or not self._job.report.replaced:
             return
         self.report = self._job.report

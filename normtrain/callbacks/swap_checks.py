@@ -8,9 +8,14 @@ from typing import Any
 from torch import nn
 
 from normtrain.errors import UserError
+from normtrain.norms.batch import BatchNormBase
+from normtrain.surgery.record import is_swapped
+from normtrain.surgery.swap import was_dropped
 
 # They copy the model, or note parameters and modules of it, in their own setup.
 _HOLDERS = ("WeightAveraging", "StochasticWeightAveraging", "BaseFinetuning", "ModelPruning")
+# They keep parameters in the optimizer as pieces of one.
+_FLATTENING = ("FSDPStrategy", "DeepSpeedStrategy", "XLAStrategy")
 _LIGHTNING = ("pytorch_lightning.", "lightning.pytorch.")
 
 
@@ -22,6 +27,11 @@ def is_a(value: Any, name: str) -> bool:
     )
 
 
+def holds_copies(callback: Any) -> bool:
+    """Whether a callback is one of Lightning's that copy the model or note parts of it."""
+    return any(is_a(callback, holder) for holder in _HOLDERS)
+
+
 def check_order(trainer: Any, swap: Any) -> None:
     """Refuse callbacks ahead of the swap that would go on with the old norms.
 
@@ -31,13 +41,13 @@ def check_order(trainer: Any, swap: Any) -> None:
     for callback in trainer.callbacks:
         if callback is swap:
             return
-        for holder in _HOLDERS:
-            if is_a(callback, holder):
-                name = type(callback).__name__
-                raise UserError(
-                    f"{name} comes before NormSwap in the callbacks and would keep the norms that "
-                    f"NormSwap replaces; put NormSwap first: callbacks=[NormSwap(...), {name}(...)]"
-                )
+        if holds_copies(callback):
+            name = type(callback).__name__
+            raise UserError(
+                f"{name} comes before NormSwap in the callbacks and would keep the norms that "
+                f"NormSwap replaces; put NormSwap first: Trainer(callbacks=[NormSwap(...), "
+                f"{name}(...)]), not into the model's configure_callbacks, which come last"
+            )
 
 
 def check_task(module: nn.Module) -> None:
@@ -69,39 +79,43 @@ def warn_of_transformer_engine(trainer: Any) -> None:
         )
 
 
-def check_optimizers(
-    trainer: Any, module: nn.Module, dropped: list[nn.Parameter], added: list[nn.Parameter]
-) -> None:
-    """Refuse optimizers that were made before the swap, and name parameters that none of them has.
+def check_optimizers(trainer: Any, module: nn.Module) -> None:
+    """Refuse optimizers that were made before a swap, and name parameters that none of them has.
 
     Args:
         trainer: about to train.
         module: with its new norms.
-        dropped: the parameters that the swap took out of it.
-        added: those that it put in anew.
 
     Raises:
-        UserError: an optimizer holds a parameter that is gone.
+        UserError: an optimizer holds parameters of norms that a swap took out of the module.
     """
-    held = {
-        id(parameter)
-        for optimizer in trainer.optimizers
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    if dead := sum(id(parameter) in held for parameter in dropped):
+    if any(is_a(trainer.strategy, name) for name in _FLATTENING):
+        return  # which parameter is in which of the optimizer's can't be told
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    held = {id(parameter): parameter for group in groups for parameter in group["params"]}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    dead = sum(was_dropped(p) for key, p in held.items() if key not in names)
+    if dead:
         raise UserError(
-            f"an optimizer holds {dead} parameters of norms that NormSwap replaced, so it was made "
+            f"an optimizer holds {dead} parameters of norms that were replaced, so it was made "
             f"before the swap; make it in configure_optimizers, from self.parameters() there"
         )
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    if not held <= names.keys():  # flattened by a strategy: which is in which can't be told
-        return
-    new = [names[id(p)] for p in added if p.requires_grad and id(p) in names.keys() - held]
-    if new:
+    swapped = [norm for norm in module.modules() if is_swapped(norm)]
+    learned = {id(p): p.requires_grad for norm in swapped for p in norm.parameters()}
+    idle = [names[key] for key, trained in learned.items() if trained and key not in held]
+    if idle and held:
         warnings.warn(
-            f"no optimizer holds {new[0]}, a new parameter of a norm that NormSwap put in"
-            f"{f' (and {len(new) - 1} more)' if new[1:] else ''}, so it stays as it begins; "
-            f"configure_optimizers chooses what is trained",
+            f"no optimizer holds {idle[0]} of a norm that was swapped in"
+            f"{f' (nor {len(idle) - 1} more such parameters)' if idle[1:] else ''}, so it stays as "
+            f"it is; if it shall be trained, see whether configure_optimizers chooses by class",
             stacklevel=2,
         )
+
+
+def sync_batch_norms(trainer: Any, module: nn.Module) -> None:
+    """Do for the batch norms put in what ``sync_batchnorm=True`` does for torch's."""
+    if getattr(trainer.strategy, "_layer_sync", None) is None:
+        return
+    for norm in module.modules():
+        if isinstance(norm, BatchNormBase) and is_swapped(norm):
+            norm.sync = True

@@ -14,7 +14,7 @@ from torch import nn
 from normtrain.errors import UserError
 from normtrain.norms import NormSpec
 from normtrain.norms.registry import name_key
-from normtrain.surgery.sites import find_sites
+from normtrain.surgery.sites import named_norms
 from normtrain.surgery.succession import batch_name, norm_spec
 from normtrain.surgery.swap_report import VERSION, SwapReport
 from normtrain.surgery.swap_rules import BATCH_NORMS, Wanted
@@ -40,11 +40,45 @@ class Difference(NamedTuple):
     found: str
     restorable: bool
 
+    @property
+    def missing(self) -> bool:
+        """Whether one of the two has no norm there."""
+        return _NONE in (self.saved, self.found)
+
 
 def note_swap(old: nn.Module, new: nn.Module, spec: str) -> None:
     """Write on a new norm which rule builds it, and whose place it took in the first place."""
     _, was = getattr(old, _MARK, ("", None))
     setattr(new, _MARK, (spec, was or _label(old)))
+
+
+def is_swapped(norm: nn.Module) -> bool:
+    """Whether a swap put this norm where it is."""
+    return hasattr(norm, _MARK)
+
+
+def same_function(was: str, spec: str) -> bool:
+    """Whether a swap changed nothing but the code: torch's LayerNorm or RMSNorm for our own."""
+    names = {"torch.nn.LayerNorm": "layernorm", "torch.nn.RMSNorm": "rmsnorm"}
+    return names.get(was) == spec.partition(":")[0] and "eps_mode=outside" not in spec
+
+
+def write_metadata(
+    module: nn.Module, state: dict[str, Any], prefix: str, local: dict[str, Any]
+) -> None:
+    """A hook for state dicts: their metadata says which norms the module has.
+
+    Metadata is saved with the weights and ignored when they are loaded.
+    """
+    local[SECTION] = record(module)
+
+
+def section_of(checkpoint: dict[str, Any]) -> Any:
+    """What a checkpoint says of norms, beside its weights or in their metadata; None if nothing."""
+    if SECTION in checkpoint:
+        return checkpoint[SECTION]
+    metadata = getattr(checkpoint.get("state_dict"), "_metadata", None) or {}
+    return metadata.get("", {}).get(SECTION)
 
 
 def record(model: nn.Module, rules: list[tuple[str, str]] | None = None) -> dict[str, Any]:
@@ -63,10 +97,10 @@ def record(model: nn.Module, rules: list[tuple[str, str]] | None = None) -> dict
     replaced: dict[str, str] = {}
     was: dict[str, str] = {}
     kept: dict[str, str] = {}
-    for site in find_sites(model):
-        name, mark = site.names[0], getattr(site.module, _MARK, None)
+    for name, norm in named_norms(model):
+        mark = getattr(norm, _MARK, None)
         if mark is None:
-            kept[name] = _label(site.module)
+            kept[name] = _label(norm)
         else:
             replaced[name], was[name] = mark
     pairs = list(replaced.items()) if rules is None else rules
@@ -110,16 +144,23 @@ def differences(section: dict[str, Any], model: nn.Module) -> list[Difference]:
     Foreign norms are told apart by their class's name, and only from norms of this package.
     """
     now = record(model)
-    ours = section["replaced"].keys() | now["replaced"].keys()
     then_all = {**section["kept"], **section["replaced"]}
     now_all = {**now["kept"], **now["replaced"]}
+    pairs = [(name, name) for name in sorted(then_all.keys() & now_all.keys())]
+    gone = [name for name in then_all if name not in now_all]
+    more = [name for name in now_all if name not in then_all]
+    if len(gone) == len(more):  # modules that were renamed
+        pairs += zip(gone, more, strict=True)
+    else:
+        pairs += [(name, "") for name in gone] + [("", name) for name in more]
     found = []
-    for name in sorted(then_all.keys() | now_all.keys()):
-        saved, have = then_all.get(name, _NONE), now_all.get(name, _NONE)
-        if _same(saved, have) or (name not in ours and not (_is_spec(saved) or _is_spec(have))):
+    for old, name in pairs:
+        saved, have = then_all.get(old, _NONE), now_all.get(name, _NONE)
+        ours = old in section["replaced"] or name in now["replaced"]
+        if _same(saved, have) or not (ours or _is_spec(saved) or _is_spec(have)):
             continue
-        restorable = section["was"].get(name) == have or _same(section["was"].get(name, ""), have)
-        found.append(Difference(name, saved, have, restorable))
+        was = section["was"].get(old, "")
+        found.append(Difference(name or old, saved, have, _same(was, have)))
     return found
 
 
@@ -159,7 +200,10 @@ def restore(section: dict[str, Any], model: nn.Module, where: str) -> SwapReport
         )
     for each in found:
         _check_known(each.saved, where)
-    report = swap_norms(model, [(glob.escape(each.name), each.saved) for each in found])
+    try:
+        report = swap_norms(model, [(glob.escape(each.name), each.saved) for each in found])
+    except UserError as error:
+        raise UserError(f"{describe(found, where)}, and can't be given it: {error}") from error
     if left := differences(section, model):
         raise UserError(f"{describe(left, where)}, and can't be given it")
     return report

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from normtrain.errors import UserError
-from normtrain.surgery.readers import NormFacts, looks_like_norm, read
+from normtrain.surgery.readers import NormFacts, looks_like_norm, read, reader_for
 
 # What torch.compile, FSDP and activation checkpointing put between a module and its parent.
 _WRAPPING = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -36,6 +37,32 @@ class Site:
 def plain_name(path: str) -> str:
     """A module's or parameter's full name without the parts that wrappers put in."""
     return ".".join(part for part in path.split(".") if part not in _WRAPPING)
+
+
+def named_norms(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that is or is called a norm, with its first name; nothing is tried out."""
+    for path, module in model.named_modules():
+        if path and (reader_for(module) is not None or looks_like_norm(module)):
+            yield plain_name(path), module
+
+
+def metric_around(model: nn.Module, name: str) -> str | None:
+    """The torchmetrics metric that a module belongs to, by name; None if it is in none."""
+    inside = ""
+    for part in name.split("."):
+        inside = f"{inside}.{part}" if inside else part
+        found = _at(model, inside)
+        for base in type(found).__mro__:
+            if base.__name__ == "Metric" and base.__module__.startswith("torchmetrics."):
+                return inside
+    return None
+
+
+def _at(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:  # a name without its wrappers
+        return None
 
 
 def find_sites(model: nn.Module) -> list[Site]:

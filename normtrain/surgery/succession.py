@@ -211,7 +211,7 @@ def _batch_successor(
     """A batch norm's successor, through `replace_batchnorm`."""
     holder = nn.Module()
     # A twin without hooks, which that function refuses: the hooks follow later, as all others do.
-    twin = type(old).__new__(type(old))
+    twin = object.__new__(type(old))
     vars(twin).update(vars(old))
     for name in _HOOKS:
         vars(twin)[name] = OrderedDict()

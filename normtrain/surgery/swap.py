@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from normtrain.errors import UserError
 from normtrain.models.embedding import TokenModel
@@ -18,7 +19,7 @@ from normtrain.surgery.fastpath import check_disarmable, disarm
 from normtrain.surgery.own import refresh_rules
 from normtrain.surgery.readers import NormFacts
 from normtrain.surgery.record import note_swap
-from normtrain.surgery.sites import Site, find_sites
+from normtrain.surgery.sites import Site, find_sites, metric_around
 from normtrain.surgery.succession import Successor, already, misfit, move_hooks, succeed
 from normtrain.surgery.swap_report import Replaced, SwapReport
 from normtrain.surgery.swap_rules import SwapRules, Wanted
@@ -32,6 +33,10 @@ _WRAPPERS = {
     "FSDPModule": "torch.distributed.fsdp",
     "DataParallel": "torch.nn.parallel",
 }
+
+
+# Parameters that swaps took out of models, as long as something else holds them.
+_dropped = WeakIdKeyDictionary()
 
 
 @dataclass
@@ -87,11 +92,11 @@ def swap_norms(
     wanted = SwapRules.parse(rules)
     report = SwapReport(rules=wanted.to_plain())
     sites = find_sites(model)
-    chosen = _choose(sites, wanted, filter_fn, report)
+    chosen = _choose(model, sites, wanted, filter_fn, report)
     # A wrapped or sharded model is well if its norms were put in before.
     settled = not chosen and any(why.startswith("already") for _, why in report.skipped)
     if not settled:
-        _check_reachable(model)
+        _check_reachable(model, [site for site, _, _ in chosen])
     faults = wanted.unmatched([name for site in sites for name in site.names]) if sites else []
     if strict and faults:
         raise UserError("; ".join(faults))
@@ -113,20 +118,29 @@ def _check_call(model: nn.Module, init: str) -> None:
         raise UserError(f"init must be 'keep' or 'fresh', not {init!r}")
 
 
-def _check_reachable(model: nn.Module) -> None:
+def _check_reachable(model: nn.Module, chosen: list[Site]) -> None:
     """Refuse a model in which something else holds the parameters of the old norms.
 
+    Args:
+        model: what is to be changed.
+        chosen: the norms that would be replaced; without any, the whole model is asked about.
+
     Raises:
-        UserError: a part of it is scripted, wrapped for several devices, or sharded.
+        UserError: what they are in is scripted, wrapped for several devices, or sharded.
     """
+    norms = {id(site.module) for site in chosen}
     for name, module in model.named_modules():
-        _check_wrapper(module, name)
-    for name, parameter in model.named_parameters():
-        if any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
-            raise UserError(
-                f"{name} is sharded already (DTensor), so a norm put in now would train apart on "
-                f"each rank; call swap_norms before fully_shard, in configure_model for Lightning"
-            )
+        if not chosen or any(id(inner) in norms for inner in module.modules()):
+            _check_wrapper(module, name)
+    parents = [parent for site in chosen for parent, _ in site.places] if chosen else [model]
+    for parent in dict.fromkeys(parents):
+        for name, parameter in parent.named_parameters():
+            if any(base.__name__ == "DTensor" for base in type(parameter).__mro__):
+                raise UserError(
+                    f"{name} is sharded already (DTensor), so a norm put in now would train apart "
+                    f"on each rank; call swap_norms before fully_shard, in configure_model for "
+                    f"Lightning"
+                )
 
 
 def _check_wrapper(module: nn.Module, name: str) -> None:
@@ -145,13 +159,19 @@ def _check_wrapper(module: nn.Module, name: str) -> None:
 
 
 def _choose(
-    sites: list[Site], rules: SwapRules, filter_fn: Filter | None, report: SwapReport
+    model: nn.Module,
+    sites: list[Site],
+    rules: SwapRules,
+    filter_fn: Filter | None,
+    report: SwapReport,
 ) -> list[tuple[Site, NormFacts, Wanted]]:
     """The norms to replace, and by what; the others go into the report with the reason."""
     chosen: list[tuple[Site, NormFacts, Wanted]] = []
     for site in sites:
         wanted = rules.wanted_for(site.names)
         found = "no rule matches" if wanted is None else _facts(site, wanted, filter_fn)
+        if not isinstance(found, str) and (metric := metric_around(model, site.names[0])):
+            found = f"it is part of the metric {metric}, which would measure something else"
         if isinstance(found, str):
             report.skipped.append((site.names[0], found))
         else:
@@ -179,11 +199,12 @@ def _facts(site: Site, wanted: Wanted, filter_fn: Filter | None) -> NormFacts | 
     module, facts = site.module, site.looked
     if isinstance(facts, str):
         return facts
-    if filter_fn is not None and not filter_fn(module, site.names[0]):
-        return "filter_fn said no"
+    # First, for a filter that goes by class has nothing to say to the norms it let through.
     same = already(module, facts, wanted)
     if same is not None:
         return f"already {same}"
+    if filter_fn is not None and not filter_fn(module, site.names[0]):
+        return "filter_fn said no"
     return misfit(module, facts, wanted) or facts
 
 
@@ -257,6 +278,11 @@ def _perform(model: nn.Module, changes: list[_Change], report: SwapReport) -> No
         notes += [f"also at {', '.join(site.names[1:])}"] if site.names[1:] else []
         old, spec = type(site.module).__name__, change.successor.spec
         report.replaced.append(Replaced(site.names[0], old, spec, before, after, "; ".join(notes)))
+    live = {id(parameter) for parameter in model.parameters()}
+    for change in changes:
+        for parameter in change.site.module.parameters():
+            if id(parameter) not in live:
+                _dropped[parameter] = True
     for name in disarm(model, [change.successor.module for change in changes]):
         report.notes.append(f"{name or 'the model'} no longer takes torch's fast path in eval")
     for module in model.modules():
@@ -299,6 +325,11 @@ def _held(value: Any, depth: int) -> Iterator[nn.Module]:
         yield from _held(each, depth - 1)
 
 
+def was_dropped(parameter: nn.Parameter) -> bool:
+    """Whether a swap took the parameter out of a model."""
+    return parameter in _dropped
+
+
 def pending(model: nn.Module, rules: Any, filter_fn: Filter | None = None) -> list[str]:
     """The names of the norms that `swap_norms` would replace; nothing is changed.
 
@@ -310,5 +341,6 @@ def pending(model: nn.Module, rules: Any, filter_fn: Filter | None = None) -> li
     Raises:
         UserError: the rules are wrong.
     """
-    chosen = _choose(find_sites(model), SwapRules.parse(rules), filter_fn, SwapReport())
+    wanted, sites = SwapRules.parse(rules), find_sites(model)
+    chosen = _choose(model, sites, wanted, filter_fn, SwapReport())
     return [site.names[0] for site, _, _ in chosen]

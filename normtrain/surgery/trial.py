@@ -87,7 +87,8 @@ def _epsilons(module: nn.Module) -> tuple[float, ...]:
 def _twin(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A copy with random parameters on the CPU; all else is shared with the module."""
     generator = torch.Generator().manual_seed(7)
-    twin = type(module).__new__(type(module))
+    # not type(module).__new__: FSDP2's classes build a module in it
+    twin = object.__new__(type(module))
     vars(twin).update(vars(module))
     vars(twin)["_parameters"] = {
         name: None if p is None else nn.Parameter(_draw(tuple(p.shape), generator).to(dtype))

@@ -18,12 +18,12 @@ import pytorch_lightning as pl
 import spawn_worker
 import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.plugins import Precision
 from swapping import Task, data, fit, kinds, trained, trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normtrain import NormSwap, load_checkpoint, norm_names, swap_norms
-from normtrain.callbacks import swap_checks
 from normtrain.errors import UserError
 from normtrain.norms import RMSNorm, build_norm
 from normtrain.tasks.optim import parameter_groups
@@ -219,10 +219,10 @@ def test_11_weight_decay_goes_by_the_kind_of_module(tiny_recipe: Any) -> None:
 
 
 def test_12_transformer_engines_own_replacing_is_warned_of() -> None:
-    plugin = type("TransformerEnginePrecision", (), {"__module__": "lightning.pytorch.plugins.x"})()
-    fake = type("FakeTrainer", (), {"precision_plugin": plugin})()
+    about = {"__module__": "lightning.pytorch.plugins.x"}
+    plugin = type("TransformerEnginePrecision", (Precision,), about)()
     with pytest.warns(UserWarning, match="lets the norms that NormSwap put in be"):
-        swap_checks.warn_of_transformer_engine(fake)
+        fit(Task(), NormSwap("rmsnorm"), plugins=plugin)
 
 
 def test_13_whole_checkpoints_load_as_plain_data(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 import normtrain
 from normtrain import NormAware, NormSwap, load_checkpoint, swap_norms
-from normtrain.callbacks.norm_aware import fitted
+from normtrain.callbacks.norm_section import fitted
 from normtrain.errors import RunError, UserError
 from normtrain.surgery.record import record
 
@@ -222,7 +222,7 @@ def test_files_that_are_no_good(content: Any, text: str, tmp_path: Path) -> None
 
 
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is a folder; if it is a sharded checkpoint"):
+    with pytest.raises(UserError, match="is a folder, so a sharded checkpoint"):
         load_checkpoint(Task, tmp_path)
     with pytest.raises(RunError, match="can't read"):
         load_checkpoint(Task, tmp_path / ("x" * 300))

@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
+from pytorch_lightning.plugins import Precision
 from pytorch_lightning.tuner import Tuner
 from swapping import InSetup, Lazy, Task, data, fit, kinds, patched, trained, trainer
 from torch import Tensor, nn
@@ -279,7 +280,10 @@ def test_other_rules_with_the_same_outcome_are_fine(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_the_swap_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path)
-    text = r"saved without NormSwap, so with torch\.nn\.LayerNorm at net\.1, but NormSwap\('rmsnorm"
+    text = (
+        r"a\.ckpt does not say which norms it was trained with, and NormSwap\('rmsnorm'\) has put "
+        r"rmsnorm:eps=1e-05 in the place of torch\.nn\.LayerNorm at net\.1"
+    )
     with pytest.raises(UserError, match=text):
         fit(Task(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=path)
     task = Task.load_from_checkpoint(path, weights_only=True)  # as the message says
@@ -398,8 +402,18 @@ class Early(Task):
 
 
 def test_an_optimizer_made_before_the_swap_is_refused() -> None:
-    with pytest.raises(UserError, match="holds 1 parameters of norms that NormSwap replaced"):
-        fit(Early(), NormSwap("rmsnorm"))
+    text, task = "holds 1 parameters of norms that were replaced", Early()
+    for _ in range(2):  # a cell of a notebook that is run again
+        with pytest.raises(UserError, match=text):
+            fit(task, NormSwap("rmsnorm"))
+    task = Early()
+    trainer(NormSwap("rmsnorm", init="fresh")).validate(task, data(), verbose=False)
+    with pytest.raises(UserError, match="holds 2 parameters"):
+        fit(task, NormSwap("rmsnorm", init="fresh"))
+    task = Early()
+    swap_norms(task, "rmsnorm")
+    with pytest.raises(UserError, match=text):
+        fit(task, NormSwap("rmsnorm"))
     task = Early()
     fit(task, NormSwap("layernorm"))  # the same parameters
     assert not torch.equal(task.net[1].weight, torch.ones(8))
@@ -407,8 +421,18 @@ def test_an_optimizer_made_before_the_swap_is_refused() -> None:
 
 @pytest.mark.filterwarnings("default")
 def test_a_new_parameter_that_is_not_trained_is_named() -> None:
-    with pytest.warns(UserWarning, match=r"no optimizer holds net\.1\.alpha"):
+    with pytest.warns(UserWarning, match=r"no optimizer holds net\.1\.alpha of a norm"):
         fit(Early(), NormSwap("dyt"))
+
+    class ByClass(Task):
+        """Chooses what it trains by class, and does not know the new one."""
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            chosen = [m for m in self.modules() if isinstance(m, nn.Linear | nn.LayerNorm)]
+            return torch.optim.SGD([p for m in chosen for p in m.parameters()], 0.1)
+
+    with pytest.warns(UserWarning, match=r"no optimizer holds net\.1\.weight of a norm"):
+        fit(ByClass(), NormSwap("rmsnorm"))
 
 
 # What is refused
@@ -429,22 +453,23 @@ def test_spawned_processes_are_refused_unless_swapped_before(
 
 
 def test_tasks_of_this_package_have_recipes_for_that(tiny_recipe: Any) -> None:
+    from normtrain.data.tokenization import train_tokenizer
     from normtrain.tasks.translation import TranslationTask
 
     class Mine(TranslationTask):
         """Still one."""
 
-    task = Mine.__new__(Mine)
+    recipe = tiny_recipe(norm="layernorm")
     with pytest.raises(UserError, match="choose them there"):
-        swap_checks.check_task(task)
+        fit(Mine(recipe, train_tokenizer(["an at be by"] * 9, 300)), NormSwap("rmsnorm"))
 
 
 @pytest.mark.filterwarnings("default")
 def test_transformer_engine_is_warned_of() -> None:
-    plugin = type("TransformerEnginePrecision", (), {"__module__": "pytorch_lightning.plugins.x"})()
-    fake = type("FakeTrainer", (), {"precision_plugin": plugin})()
+    about = {"__module__": "pytorch_lightning.plugins.x"}
+    plugin = type("TransformerEnginePrecision", (Precision,), about)()
     with pytest.warns(UserWarning, match="compare norms without it"):
-        swap_checks.warn_of_transformer_engine(fake)
+        fit(Task(), NormSwap("rmsnorm"), plugins=plugin)
 
 
 def test_two_of_them_are_refused_by_lightning() -> None:

@@ -226,7 +226,7 @@ def test_wrapped_and_sharded_models_are_refused(one_rank: None) -> None:
     sharded = small()
     fully_shard(sharded[0], mesh=mesh)
     before = state_of(sharded)
-    with pytest.raises(UserError, match="0 is wrapped by FSDPModule.*before fully_shard"):
+    with pytest.raises(UserError, match="0.weight is sharded already.*before fully_shard"):
         swap_norms(sharded, "rmsnorm")
     assert state_of(sharded) == before
     tensor = small()
