@@ -75,7 +75,7 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
     except Exception as error:  # a damaged file can make the reader raise anything
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
             kind = str(error).partition("GLOBAL ")[2].split()[0]
-            detail = f"it holds objects that would have to be executed ({kind}), which is not done"
+            detail = f"it holds objects ({kind}) that would have to be executed, which is not done"
         else:
             detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
         raise UserError(f"can't read the checkpoint {path}: {detail}") from error
