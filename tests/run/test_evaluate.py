@@ -243,6 +243,7 @@ def test_the_contract_of_a_checkpoint(kind: str, learned: Runs) -> None:
             "norms",
             "data",
             "machine",
+            "kernels",
         }
         assert plain(ours)
         assert recipes.from_plain(ours["recipe"]) == recipes.load(run / "recipe.yaml")
