@@ -48,107 +48,156 @@ INLINE Row unpack(int kind, const float* from) {
   return row;
 }
 
-// x less its row's mean.
+// A row in units of its scale, less its mean.
 template <int F>
-INLINE V centre(V x, const Row& row) {
-  return F == PLAIN ? x : (x - row.mean) - row.rest;
+INLINE B scaled(B x, const Row& row, float low) {
+  return F == PLAIN ? x * row.r : (x - row.mean) * row.r - low;
+}
+// What `scaled` subtracts last.
+INLINE float low_part(const Row& row) { return row.rest * row.r; }
+
+template <class T, int F>
+INLINE bool plain_statistics(const Call& c, const typename T::E* x, Row& row) {
+  const int64_t d = c.d;
+  Sum square, sum;
+  if (c.kind == CRMS) {
+    over(0, d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
+      B v = load<T>(x + i, n);
+      square.add(k, v * v);
+      sum.add(k, v);
+    });
+  } else {
+    over(0, c.kind == RMS ? c.count : d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
+      B v = load<T>(x + i, n);
+      square.add(k, v * v);
+    });
+  }
+  float q = square.lanes(), mean = q / c.count;
+  if (c.kind == CRMS) {
+    row.sum = sum.lanes();
+    mean = (q + row.sum * row.sum) / (d + 1);
+  }
+  if (c.kind == L2) {
+    float length = sqrtf(q);
+    row.counts = length >= c.eps;
+    row.r = 1.0f / (length > c.eps ? length : c.eps);
+    return q < BIG_SQUARE;
+  }
+  row.r = 1.0f / sqrtf(mean + c.eps);
+  return mean < BIG_SQUARE;
 }
 
-template <class T>
-INLINE void mean_of(const typename T::E* x, int64_t d, Row& row) {
+// The mean of f(x - mean - rest) over a row.
+template <class T, class F>
+INLINE float mean_about(const Call& c, const typename T::E* x, const Row& row, F f) {
   Sum sum;
-  over(0, d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA { sum.add(k, load<T>(x + i, n)); });
-  row.mean = sum.lanes() / d;
+  over(0, c.d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
+    sum.add(k, keep<T>(f((load<T>(x + i, n) - row.mean) - row.rest), n));
+  });
+  return sum.lanes() / c.d;
+}
+
+// a + b as a row's mean in two parts, without rounding.
+INLINE void add_exactly(float a, float b, Row& row) {
+  const float sum = a + b, second = sum - a;
+  row.mean = sum;
+  row.rest = (a - (sum - second)) + (b - second);
 }
 
 // The statistics of a row; false where they left the range of float32.
 template <class T, int F>
 OUTLINE bool statistics(const Call& c, const typename T::E* x, Row& row) {
-  const int64_t d = c.d;
-  if (F == CURVE) return true;
-  if (F == PLAIN) {
-    Sum square, sum;
-    over(0, c.kind == RMS ? c.count : d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
-      V v = load<T>(x + i, n);
-      square.add(k, v * v);
-      sum.add(k, v);
-    });
-    float q = square.lanes(), mean = q / c.count;
-    if (c.kind == CRMS) {
-      row.sum = sum.lanes();
-      mean = (q + row.sum * row.sum) / (d + 1);
-    }
-    if (c.kind == L2) {
-      float length = sqrtf(q);
-      row.counts = length >= c.eps;
-      row.r = 1.0f / (length > c.eps ? length : c.eps);
-      return q < BIG_SQUARE;
-    }
-    row.r = 1.0f / sqrtf(mean + c.eps);
-    return mean < BIG_SQUARE;
-  }
-  mean_of<T>(x, d, row);
+  if constexpr (F == CURVE) return true;
+  if constexpr (F == PLAIN) return plain_statistics<T, F>(c, x, row);
+  const float d = c.d;
+  // in one pass about the mean of the row's first features, unless that is far from its own
+  const int64_t some = c.d < N ? c.d : N;
+  const B first = some < N ? load<T>(x, Part{some}) : load<T>(x, Full{});
+  row.mean = total(first.a + first.b) / some;
   Sum sum, size;
-  over(0, d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
-    V v = keep(load<T>(x + i, n) - row.mean, n);
+  over(0, c.d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
+    B v = keep<T>(load<T>(x + i, n) - row.mean, n);
     sum.add(k, v);
     if (F != ABSOLUTE) size.add(k, v * v);
   });
-  row.rest = sum.lanes() / d;
-  float spread = size.lanes() / d - row.rest * row.rest;
-  if (F == ABSOLUTE || !(4 * row.rest * row.rest <= spread)) {
-    // a row so near to constant that the mean's rounding shows, and always where |.| is meant
-    Sum exact;
-    over(0, d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
-      V v = keep((load<T>(x + i, n) - row.mean) - row.rest, n);
-      exact.add(k, F == ABSOLUTE ? absolute(v) : v * v);
-    });
-    spread = exact.lanes() / d;
+  const float off = sum.lanes() / d;
+  float spread = size.lanes() / d - off * off;
+  add_exactly(row.mean, off, row);
+  if (F == ABSOLUTE || !(off * off <= spread)) {
+    row.rest = 0;
+    row.rest = mean_about<T>(c, x, row, [](B v) INLINE_LAMBDA { return v; });
+    spread = mean_about<T>(
+        c, x, row, [](B v) INLINE_LAMBDA { return F == ABSOLUTE ? absolute(v) : v * v; });
   }
   row.r = F == ABSOLUTE ? 1.0f / (c.a * spread + c.eps) : 1.0f / sqrtf(spread + c.eps);
   return spread < BIG_SQUARE;
 }
+
+INLINE V largest(V x, V y) { return x > y ? x : y; }
 
 // What brings the features that a row's statistic sees into range.
 template <class T>
 float factor_of(const Call& c, const typename T::E* x) {
   V most = {};
   each(0, c.kind == RMS ? c.count : c.d, [&](int64_t i, auto n) {
-    V size = absolute(load<T>(x + i, n));
-    most = size > most ? size : most;
+    B size = absolute(load<T>(x + i, n));
+    most = largest(size.a, largest(size.b, most));
   });
-  float largest = 0;
-  for (int i = 0; i < L; i++) largest = most[i] > largest ? most[i] : largest;
-  return largest > BIG && largest <= __FLT_MAX__ ? BIG / largest : 1.0f;
+  float found = 0;
+  for (int i = 0; i < L; i++) found = most[i] > found ? most[i] : found;
+  return found > BIG && found <= __FLT_MAX__ ? BIG / found : 1.0f;
 }
 
-// A row out of range is worked on as float32, in memory of its own.
-struct Wide {
+// Memory for whole blocks of float32.
+struct Floats {
   float* at;
-  explicit Wide(int64_t d) : at(static_cast<float*>(malloc(d * sizeof(float)))) {
+  explicit Floats(int64_t count)
+      : at(static_cast<float*>(calloc(count + N, sizeof(float)))) {
     if (!at) abort();
   }
-  ~Wide() { free(at); }
+  ~Floats() { free(at); }
+};
+
+// A row out of range is worked on as float32, in memory of its own, features in their order.
+struct Wide : Floats {
+  explicit Wide(int64_t d) : Floats(d) {}
   template <class T>
   void read(const typename T::E* from, int64_t d, float factor) {
-    each(0, d, [&](int64_t i, auto n) { store<F32>(at + i, load<T>(from + i, n) * factor, n); });
+    for (int64_t i = 0; i < d; i += N) {
+      F32::store(at + i, load<T>(from + i, Part{d - i < N ? d - i : N}) * factor);
+    }
+    arrange<T>(at, d, true);
   }
   template <class T>
   void write(typename T::E* to, int64_t d) {
-    each(0, d, [&](int64_t i, auto n) { store<T>(to + i, load<F32>(at + i, n), n); });
+    arrange<T>(at, d, false);
+    for (int64_t i = 0; i < d; i += N) store<T>(to + i, F32::load(at + i), Part{d - i < N ? d - i : N});
+  }
+};
+
+// The call for such rows: its parameters in the order of float32.
+template <class T>
+struct WideCall : Floats {
+  Call c;
+  explicit WideCall(const Call& call) : Floats(2 * padded(call.d)), c(call) {
+    const int64_t width = padded(c.d);
+    if (!c.weight) return;
+    memcpy(at, c.weight, width * sizeof(float)), memcpy(at + width, c.bias, width * sizeof(float));
+    arrange<T>(at, 2 * width, true);
+    c.weight = at, c.bias = at + width;
   }
 };
 
 template <class T, int F, int MODE>
 INLINE void write(const Call& c, const typename T::E* x, const Row& row, typename T::E* y) {
   const float *w = c.weight, *b = c.bias;
-  const float alpha = c.alpha, a = c.a, slope = c.a * c.b;
+  const float alpha = c.alpha, a = c.a, slope = c.a * c.b, low = low_part(row);
   each(0, c.d, [=](int64_t i, auto n) INLINE_LAMBDA {
-    V v = load<T>(x + i, n);
-    V h = F == CURVE ? hyperbolic(v * alpha) : centre<F>(v, row) * row.r;
+    B v = load<T>(x + i, n);
+    B h = F == CURVE ? hyperbolic(v * alpha) : scaled<F>(v, row, low);
     if (F == ADAPTIVE) h = (a - slope * h) * h;
-    if (MODE > 0) h = h * load<F32>(w + i, n);
-    if (MODE > 1) h = h + load<F32>(b + i, n);
+    if (MODE > 0) h = h * F32::load(w + i);
+    if (MODE > 1) h = h + F32::load(b + i);
     store<T>(y + i, h, n);
   });
 }
@@ -167,12 +216,16 @@ INLINE uint64_t row_key(const Call& c, int64_t row) {
   return z ^ (z >> 31);
 }
 // `v` with dropped elements 0 and the others scaled.
-INLINE V dropped(const Call& c, uint64_t key, int64_t i, V v) {
-  U column;
-  for (int lane = 0; lane < L; lane++) column[lane] = lane;
-  column += (uint32_t)i;
-  U h = mixed(mixed(column ^ (uint32_t)key) + (uint32_t)(key >> 32));
-  return h >= c.threshold ? v * c.keep_scale : V{};
+template <class T>
+INLINE B dropped(const Call& c, uint64_t key, int64_t i, B v) {
+  I a, b;
+  numbers<T>(a, b);
+  auto half = [&](I column, V v) INLINE_LAMBDA {
+    U h = bits<U>(column) + (uint32_t)i;
+    h = mixed(mixed(h ^ (uint32_t)key) + (uint32_t)(key >> 32));
+    return h >= c.threshold ? v * c.keep_scale : V{};
+  };
+  return {half(a, v.a), half(b, v.b)};
 }
 
 template <class T>
@@ -182,33 +235,47 @@ OUTLINE void add_branch(const Call& c, int64_t row, typename T::E* sum) {
   const E* residual = static_cast<const E*>(c.residual) + row * c.d;
   const uint64_t key = row_key(c, row);
   each(0, c.d, [&](int64_t i, auto n) INLINE_LAMBDA {
-    V v = load<T>(branch + i, n);
-    if (c.seeds) v = dropped(c, key, i, v);
+    B v = load<T>(branch + i, n);
+    if (c.seeds) v = dropped<T>(c, key, i, v);
     store<T>(sum + i, load<T>(residual + i, n) + v, n);
   });
 }
 
 template <class T, int F, int MODE>
+OUTLINE void forward_wide(const Call& call, const typename T::E* x, Row& s, typename T::E* y) {
+  s = Row();
+  s.factor = factor_of<T>(call, x);
+  const WideCall<T> wide_call(call);
+  const Call& c = wide_call.c;
+  Wide wide(c.d);
+  wide.read<T>(x, c.d, s.factor);
+  statistics<F32, F>(c, wide.at, s);
+  write<F32, F, MODE>(c, wide.at, s, wide.at);
+  wide.write<T>(y, c.d);
+}
+
+// The next row's statistics are begun before a row is written: neither waits for the other.
+template <class T, int F, int MODE>
 void forward(const Call& c, int64_t begin, int64_t end) {
   typedef typename T::E E;
   const int width = columns(c.kind);
+  const E* const x = static_cast<const E*>(c.x);
+  E* const y = static_cast<E*>(c.y);
+  auto begun = [&](int64_t row, Row& s) INLINE_LAMBDA {
+    if (c.branch) add_branch<T>(c, row, const_cast<E*>(x + row * c.d));
+    s = Row();
+    return statistics<T, F>(c, x + row * c.d, s);
+  };
+  Row next;
+  bool next_fits = begin < end && begun(begin, next);
   for (int64_t row = begin; row < end; row++) {
-    const E* x = static_cast<const E*>(c.x) + row * c.d;
-    E* y = static_cast<E*>(c.y) + row * c.d;
-    if (c.branch) add_branch<T>(c, row, const_cast<E*>(x));
-    Row s;
-    if (statistics<T, F>(c, x, s)) {
-      write<T, F, MODE>(c, x, s, y);
-    } else {
-      s = Row();
-      s.factor = factor_of<T>(c, x);
-      Wide wide(c.d);
-      wide.read<T>(x, c.d, s.factor);
-      statistics<F32, F>(c, wide.at, s);
-      write<F32, F, MODE>(c, wide.at, s, wide.at);
-      wide.write<T>(y, c.d);
-    }
-    pack(c.kind, s, c.stats + row * width);
+    Row s = next;
+    const bool fits = next_fits;
+    if (row + 1 < end) next_fits = begun(row + 1, next);
+    const int64_t at = row * c.d;
+    if (fits) write<T, F, MODE>(c, x + at, s, y + at);
+    else forward_wide<T, F, MODE>(c, x + at, s, y + at);
+    if (c.stats) pack(c.kind, s, c.stats + row * width);
   }
 }
 
@@ -224,21 +291,26 @@ struct Pull {
 
 // The gradient of h, from that of the output.
 template <int F, int MODE>
-INLINE V upstream(const Call& c, V grad, V h, V w) {
-  if (F == ADAPTIVE) return grad * (c.a - c.a * c.b * h);
+INLINE B upstream(const Call& c, B grad, B h, B w) {
+  if (F == ADAPTIVE) return grad * (c.a - (c.a * c.b) * h);
   return MODE > 0 ? grad * w : grad;
 }
 
 template <class T, int F, int MODE>
 OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
+  typedef typename T::E E;
   Sum ones, inner, signs;
+  const E *const x = p.x, *const grads = p.grad;
+  const float* const weight = c.weight;
+  const Row s = p.s;
+  const float low = low_part(s);
   over(0, c.d, [&](int64_t i, auto n, auto k) INLINE_LAMBDA {
-    V cen = centre<F>(load<T>(p.x + i, n), p.s), h = cen * p.s.r;
-    V w = MODE > 0 ? load<F32>(c.weight + i, n) : V{};
-    V u = upstream<F, MODE>(c, load<T>(p.grad + i, n), h, w);
+    B h = keep<T>(scaled<F>(load<T>(x + i, n), s, low), n);
+    B w = MODE > 0 ? F32::load(weight + i) : B{};
+    B u = upstream<F, MODE>(c, load<T>(grads + i, n), h, w);
     if (F != PLAIN) ones.add(k, u);
     inner.add(k, u * h);
-    if (F == ABSOLUTE) signs.add(k, keep(sign(cen), n));
+    if (F == ABSOLUTE) signs.add(k, sign(h));
   });
   const float s2 = inner.lanes(), d = c.d;
   p.scale = p.s.r * p.s.factor;
@@ -259,15 +331,18 @@ OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
 }
 
 // With a residual: add the gradient that reaches the sum by another way, give the branch its own.
-template <class T, class N>
-OUTLINE V finished(const Call& c, const Pull<typename T::E>& p, int64_t i, N n, V dx) {
-  if (p.more) dx += load<T>(p.more + i, n);
-  if (p.dbranch) store<T>(p.dbranch + i, dropped(c, p.key, i, dx), n);
+template <class T, class K>
+OUTLINE B finished(const Call& c, const Pull<typename T::E>& p, int64_t i, K n, B dx) {
+  if (p.more) dx = dx + load<T>(p.more + i, n);
+  if (p.dbranch) store<T>(p.dbranch + i, dropped<T>(c, p.key, i, dx), n);
   return dx;
 }
 
+// Which features of a stretch the statistic saw: all, none, those before `Pull::seen`.
+enum Seen { ALL, NONE, SOME };
+
 // dx of a row, and what it adds to the parameters' gradients; the sums of a chunk stay in the cache.
-template <class T, int F, int MODE, bool PULLED>
+template <class T, int F, int MODE, int SEEN>
 INLINE void spread(
     const Call& c, const Pull<typename T::E>& p, const Partial& to, int64_t begin, int64_t end) {
   typedef typename T::E E;
@@ -277,48 +352,54 @@ INLINE void spread(
   const float* const __restrict weight = c.weight;
   float *const __restrict dw = to.weight, *const __restrict db = to.bias;
   const Row s = p.s;
-  const float k1 = p.k1, k2 = p.k2, scale = p.scale;
+  const float k1 = p.k1, k2 = p.k2, scale = p.scale, low = low_part(s);
   each(begin, end, [=, &c, &p](int64_t i, auto n) INLINE_LAMBDA {
-    V w = MODE > 0 ? load<F32>(weight + i, n) : V{}, grad = load<T>(grads + i, n);
-    V cen = centre<F>(load<T>(x + i, n), s), h = cen * s.r;
-    V inner = upstream<F, MODE>(c, grad, h, w) - k1;
-    if (PULLED) inner = inner - k2 * (F == ABSOLUTE ? sign(cen) : h);
-    V dx = inner * scale;
+    B w = MODE > 0 ? F32::load(weight + i) : B{}, grad = load<T>(grads + i, n);
+    B h = keep<T>(scaled<F>(load<T>(x + i, n), s, low), n);
+    B inner = upstream<F, MODE>(c, grad, h, w) - k1;
+    if (SEEN != NONE) {
+      B pulled = k2 * (F == ABSOLUTE ? sign(h) : h);
+      if (SEEN == SOME) pulled = keep<T>(pulled, Part{c.count - i});
+      inner = inner - pulled;
+    }
+    B dx = inner * scale;
     if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
     store<T>(dx_at + i, dx, n);
-    if (MODE > 0) store<F32>(dw + i, load<F32>(dw + i, n) + grad * h, n);
-    if (MODE > 1) store<F32>(db + i, load<F32>(db + i, n) + grad, n);
+    if (MODE > 0) F32::store(dw + i, F32::load(dw + i) + grad * h);
+    if (MODE > 1) F32::store(db + i, F32::load(db + i) + grad);
   });
 }
 
 template <class T, int MODE>
 INLINE void spread_curve(const Call& c, const Pull<typename T::E>& p, const Partial& to) {
   const bool residual = p.more || p.dbranch;
-  V slope = {};
+  B slope = {};
   each(0, c.d, [&](int64_t i, auto n) INLINE_LAMBDA {
-    V w = MODE > 0 ? load<F32>(c.weight + i, n) : V{};
-    V grad = load<T>(p.grad + i, n), x = load<T>(p.x + i, n);
-    V t = hyperbolic(x * c.alpha);
-    V inner = (MODE > 0 ? grad * w : grad) * ((1.0f - t) * (1.0f + t));
-    V dx = inner * c.alpha;
+    B w = MODE > 0 ? F32::load(c.weight + i) : B{};
+    B grad = load<T>(p.grad + i, n), x = load<T>(p.x + i, n);
+    B t = hyperbolic(x * c.alpha);
+    B inner = (MODE > 0 ? grad * w : grad) * ((1.0f - t) * (1.0f + t));
+    B dx = inner * c.alpha;
     if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
     store<T>(p.dx + i, dx, n);
-    slope += inner * x;
-    if (MODE > 0) store<F32>(to.weight + i, load<F32>(to.weight + i, n) + grad * t, n);
-    if (MODE > 1) store<F32>(to.bias + i, load<F32>(to.bias + i, n) + grad, n);
+    slope = slope + inner * x;
+    if (MODE > 0) F32::store(to.weight + i, F32::load(to.weight + i) + grad * t);
+    if (MODE > 1) F32::store(to.bias + i, F32::load(to.bias + i) + grad);
   });
-  *to.alpha += total(slope);
+  *to.alpha += total(slope.a + slope.b);
 }
 
 template <class T, int F, int MODE>
-OUTLINE void backward_row(const Call& c, Pull<typename T::E>& p, const Partial& to) {
+OUTLINE void spread_row(const Call& c, const Pull<typename T::E>& p, const Partial& to) {
   if constexpr (F == CURVE) {
     spread_curve<T, MODE>(c, p, to);
   } else {
-    sums<T, F, MODE>(c, p);
     const int64_t seen = F == PLAIN && c.kind == RMS ? c.count : c.d;
-    spread<T, F, MODE, true>(c, p, to, 0, seen);
-    if (F == PLAIN && seen < c.d) spread<T, F, MODE, false>(c, p, to, seen, c.d);
+    if (F != PLAIN || seen == c.d) return spread<T, F, MODE, ALL>(c, p, to, 0, c.d);
+    const int64_t whole = seen / N * N, after = whole + N < c.d ? whole + N : c.d;
+    spread<T, F, MODE, ALL>(c, p, to, 0, whole);
+    spread<T, F, MODE, SOME>(c, p, to, whole, after);
+    spread<T, F, MODE, NONE>(c, p, to, after, c.d);
   }
 }
 
@@ -337,8 +418,9 @@ INLINE Pull<typename T::E> pull_at(const Call& c, int64_t row) {
 }
 
 template <class T, int F, int MODE>
-void backward_wide(const Call& c, const Pull<typename T::E>& p, const Partial& to) {
-  const int64_t d = c.d;
+OUTLINE void backward_wide(const Call& call, const Pull<typename T::E>& p, const Partial& to) {
+  const int64_t d = call.d, width = padded(d);
+  const WideCall<T> wide_call(call);
   Wide x(d), grad(d), more(d), dx(d), dbranch(d);
   Pull<float> wide = {};
   wide.s = p.s, wide.key = p.key;
@@ -346,31 +428,52 @@ void backward_wide(const Call& c, const Pull<typename T::E>& p, const Partial& t
   wide.x = x.at, wide.grad = grad.at, wide.dx = dx.at;
   if (p.more) more.read<T>(p.more, d, 1.0f), wide.more = more.at;
   if (p.dbranch) wide.dbranch = dbranch.at;
-  backward_row<F32, F, MODE>(c, wide, to);
+  Floats own(2 * width);
+  if (F != CURVE) sums<F32, F, MODE>(wide_call.c, wide);
+  spread_row<F32, F, MODE>(wide_call.c, wide, Partial{own.at, own.at + width, to.alpha});
+  arrange<T>(own.at, 2 * width, false);
+  for (int64_t i = 0; i < width; i++) {
+    if (MODE > 0) to.weight[i] += own.at[i];
+    if (MODE > 1) to.bias[i] += own.at[width + i];
+  }
   dx.write<T>(p.dx, d);
   if (p.dbranch) dbranch.write<T>(p.dbranch, d);
 }
 
 template <class T, int F, int MODE>
 void backward(const Call& c, const Partial& to, int64_t begin, int64_t end) {
+  typedef Pull<typename T::E> P;
+  auto begun = [&](int64_t row) INLINE_LAMBDA {
+    P p = pull_at<T>(c, row);
+    if (F != CURVE && p.s.factor == 1) sums<T, F, MODE>(c, p);
+    return p;
+  };
+  P next = {};
+  if (begin < end) next = begun(begin);
   for (int64_t row = begin; row < end; row++) {
-    Pull<typename T::E> p = pull_at<T>(c, row);
-    if (p.s.factor == 1) backward_row<T, F, MODE>(c, p, to);
+    const P p = next;
+    if (row + 1 < end) next = begun(row + 1);
+    if (p.s.factor == 1) spread_row<T, F, MODE>(c, p, to);
     else backward_wide<T, F, MODE>(c, p, to);
   }
 }
 
+// The parameters that a form's loops know: none, a weight, a weight and a bias.
 template <class T, int F>
 INLINE void forward_mode(const Call& c, int64_t begin, int64_t end) {
-  if (F == ADAPTIVE || !c.weight) return forward<T, F, 0>(c, begin, end);
-  if constexpr (F != ADAPTIVE)
-    return c.bias ? forward<T, F, 2>(c, begin, end) : forward<T, F, 1>(c, begin, end);
+  if constexpr (F <= PLAIN || F == ADAPTIVE)
+    if (!c.weight) return forward<T, F, 0>(c, begin, end);
+  if constexpr (F == PLAIN)
+    if (!c.has_bias) return forward<T, F, 1>(c, begin, end);
+  if constexpr (F != ADAPTIVE) forward<T, F, 2>(c, begin, end);
 }
 template <class T, int F>
 INLINE void backward_mode(const Call& c, const Partial& to, int64_t begin, int64_t end) {
-  if (F == ADAPTIVE || !c.weight) return backward<T, F, 0>(c, to, begin, end);
-  if constexpr (F != ADAPTIVE)
-    return c.bias ? backward<T, F, 2>(c, to, begin, end) : backward<T, F, 1>(c, to, begin, end);
+  if constexpr (F <= PLAIN || F == ADAPTIVE)
+    if (!c.weight) return backward<T, F, 0>(c, to, begin, end);
+  if constexpr (F == PLAIN)
+    if (!c.has_bias) return backward<T, F, 1>(c, to, begin, end);
+  if constexpr (F != ADAPTIVE) backward<T, F, 2>(c, to, begin, end);
 }
 
 #define BY_KIND(call, ...)                                  \
@@ -402,9 +505,13 @@ void backward_any(const Call& c, const Partial& to, int64_t begin, int64_t end) 
   return backward_kind<FP16>(c, to, begin, end);
 }
 
+void arrange_any(int dtype, float* at, int64_t count, bool back) {
+  if (dtype == BFLOAT16) arrange<BF16>(at, count, back);
+}
+
 }  // namespace
 
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 extern "C" const Isa JOIN(normtrain_rows_, ISA);
-extern "C" const Isa JOIN(normtrain_rows_, ISA) = {TEXT(ISA), forward_any, backward_any};
+extern "C" const Isa JOIN(normtrain_rows_, ISA) = {TEXT(ISA), forward_any, backward_any, arrange_any};
