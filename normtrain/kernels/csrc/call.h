@@ -37,6 +37,7 @@ struct Call {
   bool has_bias;  // whether anybody gave the latter
   float alpha, eps, a, b;
   int64_t count;
+  bool past;  // y or dx is written past the caches; its rows begin at multiples of 64 bytes then
   // of residual + dropout(branch): the forward reads both, the backward adds `more` to dx and
   // writes the branch's gradient
   const void* branch;

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -61,6 +61,24 @@ INLINE float total(V v) {
   return v[0];
 }
 
+// Past the caches, to an address that is a multiple of the vector's size.
+INLINE void stream(void* p, U v) {
+#if defined(__AVX512F__) && LANES == 16
+  _mm512_stream_si512(static_cast<__m512i*>(p), bits<__m512i>(v));
+#elif defined(__AVX__) && LANES == 8
+  _mm256_stream_si256(static_cast<__m256i*>(p), bits<__m256i>(v));
+#elif defined(__SSE2__) && LANES == 4
+  _mm_stream_si128(static_cast<__m128i*>(p), bits<__m128i>(v));
+#else
+  memcpy(p, &v, sizeof v);
+#endif
+}
+INLINE void streamed() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 // What loops work on: two vectors. A dtype says which features of a stretch of N they hold: the
 // first and the second half, or those of even and of odd number.
 struct B {
@@ -82,7 +100,10 @@ struct F32 {
   typedef float E;
   static constexpr bool PAIRS = false;  // whether a block holds even and odd features
   static INLINE B load(const E* p) { return {read<V>(p), read<V>(p + L)}; }
-  static INLINE void store(E* p, B v) { memcpy(p, &v.a, sizeof v.a), memcpy(p + L, &v.b, sizeof v.b); }
+  static INLINE void store(E* p, B v) {
+    memcpy(p, &v.a, sizeof v.a), memcpy(p + L, &v.b, sizeof v.b);
+  }
+  static INLINE void past(E* p, B v) { stream(p, bits<U>(v.a)), stream(p + L, bits<U>(v.b)); }
 };
 
 // Two numbers a 32-bit word: the even one is a float once shifted up, the odd one once masked. A
@@ -99,10 +120,18 @@ struct BF16 {
     U u = bits<U>(v);
     return u + 0x7fffu + ((u >> 16) & 1u);
   }
+  static INLINE U word(B v) {
+#if defined(__AVX2__) && LANES == 8
+    return bits<U>(_mm256_blend_epi16(bits<__m256i>(rounded(v.a) >> 16), bits<__m256i>(rounded(v.b)), 0xaa));
+#else
+    return (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
+#endif
+  }
   static INLINE void store(E* p, B v) {
-    U u = (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
+    U u = word(v);
     memcpy(p, &u, sizeof u);
   }
+  static INLINE void past(E* p, B v) { stream(p, word(v)); }
 };
 
 struct FP16 {
@@ -110,6 +139,7 @@ struct FP16 {
   static constexpr bool PAIRS = false;
   static INLINE B load(const E* p) { return {half(p), half(p + L)}; }
   static INLINE void store(E* p, B v) { half(p, v.a), half(p + L, v.b); }
+  static INLINE void past(E* p, B v) { store(p, v); }
 #if defined(__F16C__) && LANES == 8
   static INLINE V half(const E* p) {
     return bits<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -175,6 +205,17 @@ OUTLINE void store(typename T::E* p, B v, Part part) {
   typename T::E lane[N];
   T::store(lane, v);
   for (int64_t i = 0; i < part.n; i++) p[i] = lane[i];
+}
+
+// To where a result goes: past the caches if it is too large for them.
+template <class T>
+INLINE void put(typename T::E* p, B v, Full n, bool past) {
+  if (past) T::past(p, v);
+  else store<T>(p, v, n);
+}
+template <class T>
+INLINE void put(typename T::E* p, B v, Part n, bool) {
+  store<T>(p, v, n);
 }
 
 // The numbers, within a block, of the features in its two vectors.

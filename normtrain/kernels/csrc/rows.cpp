@@ -180,6 +180,7 @@ template <class T>
 struct WideCall : Floats {
   Call c;
   explicit WideCall(const Call& call) : Floats(2 * padded(call.d)), c(call) {
+    c.past = false;
     const int64_t width = padded(c.d);
     if (!c.weight) return;
     memcpy(at, c.weight, width * sizeof(float)), memcpy(at + width, c.bias, width * sizeof(float));
@@ -192,13 +193,14 @@ template <class T, int F, int MODE>
 INLINE void write(const Call& c, const typename T::E* x, const Row& row, typename T::E* y) {
   const float *w = c.weight, *b = c.bias;
   const float alpha = c.alpha, a = c.a, slope = c.a * c.b, low = low_part(row);
+  const bool past = c.past;
   each(0, c.d, [=](int64_t i, auto n) INLINE_LAMBDA {
     B v = load<T>(x + i, n);
     B h = F == CURVE ? hyperbolic(v * alpha) : scaled<F>(v, row, low);
     if (F == ADAPTIVE) h = (a - slope * h) * h;
     if (MODE > 0) h = h * F32::load(w + i);
     if (MODE > 1) h = h + F32::load(b + i);
-    store<T>(y + i, h, n);
+    put<T>(y + i, h, n, past);
   });
 }
 
@@ -277,6 +279,7 @@ void forward(const Call& c, int64_t begin, int64_t end) {
     else forward_wide<T, F, MODE>(c, x + at, s, y + at);
     if (c.stats) pack(c.kind, s, c.stats + row * width);
   }
+  if (c.past) streamed();
 }
 
 // A row in the backward: where it is, and dx = scale * (u - k1 - k2 * (h or its sign)).
@@ -332,10 +335,10 @@ OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
 
 // With a residual: add the gradient that reaches the sum by another way, give the branch its own.
 template <class T, class K>
-OUTLINE B finished(const Call& c, const Pull<typename T::E>& p, int64_t i, K n, B dx) {
+OUTLINE void finish(const Call& c, const Pull<typename T::E>& p, int64_t i, K n, B dx) {
   if (p.more) dx = dx + load<T>(p.more + i, n);
   if (p.dbranch) store<T>(p.dbranch + i, dropped<T>(c, p.key, i, dx), n);
-  return dx;
+  store<T>(p.dx + i, dx, n);
 }
 
 // Which features of a stretch the statistic saw: all, none, those before `Pull::seen`.
@@ -346,7 +349,7 @@ template <class T, int F, int MODE, int SEEN>
 INLINE void spread(
     const Call& c, const Pull<typename T::E>& p, const Partial& to, int64_t begin, int64_t end) {
   typedef typename T::E E;
-  const bool residual = p.more || p.dbranch;
+  const bool residual = p.more || p.dbranch, past = c.past;
   const E *const __restrict x = p.x, *const __restrict grads = p.grad;
   E* const __restrict dx_at = p.dx;
   const float* const __restrict weight = c.weight;
@@ -363,8 +366,8 @@ INLINE void spread(
       inner = inner - pulled;
     }
     B dx = inner * scale;
-    if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
-    store<T>(dx_at + i, dx, n);
+    if (__builtin_expect(residual, 0)) finish<T>(c, p, i, n, dx);
+    else put<T>(dx_at + i, dx, n, past);
     if (MODE > 0) F32::store(dw + i, F32::load(dw + i) + grad * h);
     if (MODE > 1) F32::store(db + i, F32::load(db + i) + grad);
   });
@@ -380,8 +383,8 @@ INLINE void spread_curve(const Call& c, const Pull<typename T::E>& p, const Part
     B t = hyperbolic(x * c.alpha);
     B inner = (MODE > 0 ? grad * w : grad) * ((1.0f - t) * (1.0f + t));
     B dx = inner * c.alpha;
-    if (__builtin_expect(residual, 0)) dx = finished<T>(c, p, i, n, dx);
-    store<T>(p.dx + i, dx, n);
+    if (__builtin_expect(residual, 0)) finish<T>(c, p, i, n, dx);
+    else put<T>(p.dx + i, dx, n, c.past);
     slope = slope + inner * x;
     if (MODE > 0) F32::store(to.weight + i, F32::load(to.weight + i) + grad * t);
     if (MODE > 1) F32::store(to.bias + i, F32::load(to.bias + i) + grad);
@@ -456,6 +459,7 @@ void backward(const Call& c, const Partial& to, int64_t begin, int64_t end) {
     if (p.s.factor == 1) spread_row<T, F, MODE>(c, p, to);
     else backward_wide<T, F, MODE>(c, p, to);
   }
+  if (c.past) streamed();
 }
 
 // The parameters that a form's loops know: none, a weight, a weight and a bias.
