@@ -10,9 +10,9 @@
 
 #include <atomic>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #if defined(__x86_64__)
 extern "C" const Isa normtrain_rows_avx512, normtrain_rows_avx2;
@@ -204,16 +204,21 @@ void wide_parameters(Job& job, float* to) {
   c.weight = to, c.bias = to + width;
 }
 
+// The size of the last cache that a core reaches. (sysconf tells a whole socket's on some.)
+int64_t last_cache() {
+  int64_t kilobytes = 0;
+  if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    long found = 0;
+    if (fscanf(file, "%ldK", &found) == 1) kilobytes = found;
+    fclose(file);
+  }
+  return kilobytes > 0 ? kilobytes * 1024 : (int64_t)32 << 20;
+}
+
 // Whether a result is so large that reading its lines to fill them, and keeping them, only costs:
 // from a quarter of the last cache on, where even whoever reads it next loses nothing by it.
 bool past_caches(const Call& c, const void* result) {
-  static const int64_t least = [] {
-    int64_t size = 0;
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-    size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#endif
-    return size > 0 ? size / 4 : (int64_t)1 << 23;
-  }();
+  static const int64_t least = last_cache() / 4;
   const int64_t row = c.d * (c.dtype == FLOAT32 ? 4 : 2);
   return c.rows * row >= least && row % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
 }
