@@ -122,7 +122,8 @@ struct BF16 {
   }
   static INLINE U word(B v) {
 #if defined(__AVX2__) && LANES == 8
-    return bits<U>(_mm256_blend_epi16(bits<__m256i>(rounded(v.a) >> 16), bits<__m256i>(rounded(v.b)), 0xaa));
+    const __m256i low = bits<__m256i>(rounded(v.a) >> 16), high = bits<__m256i>(rounded(v.b));
+    return bits<U>(_mm256_blend_epi16(low, high, 0xaa));
 #else
     return (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
 #endif

@@ -260,7 +260,7 @@ void run_backward(Job& job) {
   });
   if (!job.weight.grad && !job.bias.grad && !job.alpha.grad) return;
   const int64_t block = 1024, blocks = (width + block - 1) / block;
-  in_pieces(blocks, chunks * width < SMALL ? 1 : job.threads, [&](int64_t k) {
+  in_pieces(blocks, chunks * width < 16 * SMALL ? 1 : job.threads, [&](int64_t k) {
     const int64_t begin = k * block, end = begin + block < width ? begin + block : width;
     for (int64_t i = begin; i < end; i++) result[i] = 0;
     for (int64_t j = 0; j < chunks; j++)
