@@ -94,7 +94,7 @@ def build(target: Path = TARGET) -> Path:
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     isas = ISAS | (X86_ISAS if x86 else {})
     with tempfile.TemporaryDirectory() as folder:
-        steps = {"module": [str(SOURCES / "module.cpp"), f"-I{include}"]}
+        steps = {"module": [str(SOURCES / "module.cpp"), "-O3", f"-I{include}"]}
         for name, (lanes, options) in isas.items():
             steps[name] = [str(SOURCES / "rows.cpp"), *options, f"-DLANES={lanes}", f"-DISA={name}"]
         objects = [f"{folder}/{name}.o" for name in steps]

@@ -40,6 +40,7 @@ _FUSED = {
 _LEAST = {op: smallest_eps(kind) for op, kind in _FUSED.items()}
 _numbers = functools.lru_cache(maxsize=256)(Numbers)
 _MODES = torch._C._TorchDispatchModeKey
+_transforms_active, _tracing = torch._C._are_functorch_transforms_active, torch._C._is_tracing
 
 
 # how many of them there are
@@ -55,9 +56,9 @@ def _interpreted(x: Tensor) -> bool:
         torch.compiler.is_compiling()
         or type(x) not in _ORDINARY
         or x.is_meta
-        or torch._C._are_functorch_transforms_active()
+        or _transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
+        or _tracing()
     )
 
 
@@ -70,6 +71,16 @@ def _faked() -> bool:
 def _transformed(x: Tensor) -> bool:
     """Whether nothing may look at values."""
     return _interpreted(x) or (_watched() > 0 and _faked())
+
+
+def _fits(p: Tensor, x: Tensor, backend: ModuleType) -> bool:
+    """Whether a backend's kernels take a parameter."""
+    return (
+        type(p) in _ORDINARY
+        and (p.is_cpu if x.is_cpu else p.device == x.device)
+        and p.dtype in backend.DTYPES
+        and p.is_contiguous()
+    )
 
 
 def fused_backend(
@@ -96,14 +107,12 @@ def fused_backend(
         return None
     if _watched() and _faked():
         return None
-    for p in (weight, bias, alpha):
-        if p is not None and not (
-            type(p) in _ORDINARY
-            and (p.is_cpu if on_cpu else p.device == x.device)
-            and p.dtype in found.DTYPES
-            and p.is_contiguous()
-        ):
-            return None
+    if (
+        (weight is not None and not _fits(weight, x, found))
+        or (bias is not None and not _fits(bias, x, found))
+        or (alpha is not None and not _fits(alpha, x, found))
+    ):
+        return None
     # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
     if weight is not None and op == "layer_norm" and choice.wanted == "auto":
         return None

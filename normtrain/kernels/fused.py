@@ -95,10 +95,13 @@ def _backend_of(x: Tensor) -> Any:
 watched = torch._C._len_torch_dispatch_stack
 
 
+_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+
+
 def _batched(grad: Tensor) -> bool:
     """Whether many gradients are pulled back at once, as `torch.autograd.functional` can."""
-    functorch = torch._C._functorch
-    return functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad)
+    return _legacy_batched(grad) or _wrapped(grad)
 
 
 class RowsFunction(torch.autograd.Function):
@@ -135,6 +138,10 @@ class RowsFunction(torch.autograd.Function):
                 grad = grad.contiguous()
             found = backend.backward(kind, grad, x, weight, bias, alpha, stats, numbers)
         return *found, None, None, None
+
+
+# Function.apply without its look for function transforms, which never come here
+_apply = super(torch.autograd.Function, RowsFunction).apply
 
 
 def _by_formula(
@@ -182,7 +189,9 @@ def run(
         or (bias is not None and bias.requires_grad)
         or (alpha is not None and alpha.requires_grad)
     ):
-        return RowsFunction.apply(x, weight, bias, alpha, kind, numbers, backend)
+        return _apply(x, weight, bias, alpha, kind, numbers, backend)
+    if backend is native:
+        return native.result(kind, x, weight, bias, alpha, numbers)
     return backend.forward(kind, x, weight, bias, alpha, numbers)[0]
 
 

@@ -73,7 +73,7 @@ class RMSNorm(NormBase):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.rms_norm(x, self.weight, self.bias, self.eps, self.eps_mode)
+        return kernels.rms_norm(x, *self.weight_and_bias(), self.eps, self.eps_mode)
 
 
 def share(p: float, dim: int) -> int:
@@ -141,7 +141,8 @@ class PRMSNorm(NormBase):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.rms_norm(x, self.weight, None, self.eps, self.eps_mode, first=self.k)
+        weight, _ = self.weight_and_bias()
+        return kernels.rms_norm(x, weight, None, self.eps, self.eps_mode, self.k)
 
 
 @register_norm(
@@ -197,7 +198,7 @@ class CRMSNorm(NormBase):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.crms_norm(x, self.weight, self.bias, self.eps, self.eps_mode)
+        return kernels.crms_norm(x, *self.weight_and_bias(), self.eps, self.eps_mode)
 
 
 @register_norm(

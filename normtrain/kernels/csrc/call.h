@@ -19,6 +19,9 @@ inline int columns(int kind) {
   }
 }
 
+// Parameters and sums over rows are kept in whole blocks of the widest vectors.
+inline int64_t padded(int64_t d) { return (d + 31) / 32 * 32; }
+
 struct Call {
   int kind, dtype;
   int64_t rows, d;
@@ -26,11 +29,15 @@ struct Call {
   void* y;              // (rows, d), forward
   const void* grad;     // (rows, d), backward
   void* dx;             // (rows, d), backward
-  float* stats;         // (rows, columns)
-  const float* weight;  // (d,) or null
-  const float* bias;    // (d,) or null; never without a weight
+  float* stats;         // (rows, columns); null in a forward that nobody differentiates
+  // both of (padded(d),) and in the order that `Isa::arrange` gives, or both null; l1 and tanh
+  // always get them
+  const float* weight;
+  const float* bias;
+  bool has_bias;  // whether anybody gave the latter
   float alpha, eps, a, b;
   int64_t count;
+  bool past;  // y or dx is written past the caches; its rows begin at multiples of 64 bytes then
   // of residual + dropout(branch): the forward reads both, the backward adds `more` to dx and
   // writes the branch's gradient
   const void* branch;
@@ -39,10 +46,10 @@ struct Call {
   void* dbranch;
   const int64_t* seeds;  // (rows,), or null: nothing is dropped
   uint32_t threshold;    // an element is dropped where its hash is below
-  float keep_scale;    // 1 / (1 - p)
+  float keep_scale;      // 1 / (1 - p)
 };
 
-// Sums over the rows of one chunk; each is (d,) but `alpha`.
+// Sums over the rows of one chunk; each is (padded(d),), arranged, but `alpha`.
 struct Partial {
   float* weight;
   float* bias;
@@ -52,8 +59,12 @@ struct Partial {
 typedef void (*ForwardRows)(const Call&, int64_t begin, int64_t end);
 typedef void (*BackwardRows)(const Call&, const Partial&, int64_t begin, int64_t end);
 
+// Between the order of features and that in which loops over rows of a dtype read parameters.
+typedef void (*Arrange)(int dtype, float* at, int64_t count, bool back);
+
 struct Isa {
   const char* name;
   ForwardRows forward;
   BackwardRows backward;
+  Arrange arrange;
 };

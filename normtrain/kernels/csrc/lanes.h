@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 #include <string.h>
-#if defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -27,79 +27,143 @@ INLINE To bits(From from) {
   memcpy(&to, &from, sizeof to);
   return to;
 }
+template <class To>
+INLINE To read(const void* p) {
+  To to;
+  memcpy(&to, p, sizeof to);
+  return to;
+}
 
 INLINE V splat(float value) { return V{} + value; }
 INLINE V absolute(V v) { return bits<V>(bits<U>(v) & 0x7fffffffu); }
 INLINE V sign(V v) { return v > 0.0f ? splat(1.0f) : (v < 0.0f ? splat(-1.0f) : V{}); }
 
+// A lane's sum with the others in log2(L) steps that stay in registers.
+#if defined(__clang__)
+#define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define SHUFFLED(v, ...) __builtin_shuffle(v, I{__VA_ARGS__})
+#endif
 INLINE float total(V v) {
-  float lane[L];
-  memcpy(lane, &v, sizeof lane);
-  for (int n = L / 2; n; n /= 2)
-    for (int i = 0; i < n; i++) lane[i] += lane[i + n];
-  return lane[0];
+#if LANES == 16
+  v += SHUFFLED(v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v += SHUFFLED(v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  v += SHUFFLED(v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  v += SHUFFLED(v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif LANES == 8
+  v += SHUFFLED(v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += SHUFFLED(v, 2, 3, 0, 1, 6, 7, 4, 5);
+  v += SHUFFLED(v, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+  v += SHUFFLED(v, 2, 3, 0, 1);
+  v += SHUFFLED(v, 1, 0, 3, 2);
+#endif
+  return v[0];
 }
+
+// Past the caches, to an address that is a multiple of the vector's size.
+INLINE void stream(void* p, U v) {
+#if defined(__AVX512F__) && LANES == 16
+  _mm512_stream_si512(static_cast<__m512i*>(p), bits<__m512i>(v));
+#elif defined(__AVX__) && LANES == 8
+  _mm256_stream_si256(static_cast<__m256i*>(p), bits<__m256i>(v));
+#elif defined(__SSE2__) && LANES == 4
+  _mm_stream_si128(static_cast<__m128i*>(p), bits<__m128i>(v));
+#else
+  memcpy(p, &v, sizeof v);
+#endif
+}
+INLINE void streamed() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// What loops work on: two vectors. A dtype says which features of a stretch of N they hold: the
+// first and the second half, or those of even and of odd number.
+struct B {
+  V a, b;
+};
+constexpr int N = 2 * L;
+
+#define HALVES(op)                                                             \
+  INLINE B operator op(B x, B y) { return {x.a op y.a, x.b op y.b}; }          \
+  INLINE B operator op(B x, float y) { return {x.a op y, x.b op y}; }          \
+  INLINE B operator op(float x, B y) { return {x op y.a, x op y.b}; }
+HALVES(+)
+HALVES(-)
+HALVES(*)
+INLINE B absolute(B v) { return {absolute(v.a), absolute(v.b)}; }
+INLINE B sign(B v) { return {sign(v.a), sign(v.b)}; }
 
 struct F32 {
   typedef float E;
-  static INLINE V load(const E* p) {
-    V v;
-    memcpy(&v, p, sizeof v);
-    return v;
+  static constexpr bool PAIRS = false;  // whether a block holds even and odd features
+  static INLINE B load(const E* p) { return {read<V>(p), read<V>(p + L)}; }
+  static INLINE void store(E* p, B v) {
+    memcpy(p, &v.a, sizeof v.a), memcpy(p + L, &v.b, sizeof v.b);
   }
-  static INLINE void store(E* p, V v) { memcpy(p, &v, sizeof v); }
+  static INLINE void past(E* p, B v) { stream(p, bits<U>(v.a)), stream(p + L, bits<U>(v.b)); }
 };
 
+// Two numbers a 32-bit word: the even one is a float once shifted up, the odd one once masked. A
+// NaN made by an instruction or widened from bfloat16 has zeros below, which rounding does not
+// carry over; parameters are cleaned of others when they are arranged.
 struct BF16 {
   typedef uint16_t E;
-  static INLINE V load(const E* p) {
-    H h;
-    memcpy(&h, p, sizeof h);
-    return bits<V>(__builtin_convertvector(h, U) << 16);
+  static constexpr bool PAIRS = true;
+  static INLINE B load(const E* p) {
+    U u = read<U>(p);
+    return {bits<V>(u << 16), bits<V>(u & 0xffff0000u)};
   }
-  static INLINE void store(E* p, V v) {
+  static INLINE U rounded(V v) {
     U u = bits<U>(v);
-    U rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    rounded = v == v ? rounded : U{} + 0x7fc0u;
-#if defined(__AVX2__) && LANES == 8
-    // known to fit 16 bits, which the compiler does not see
-    __m256i packed = _mm256_packus_epi32(bits<__m256i>(rounded), bits<__m256i>(rounded));
-    packed = _mm256_permute4x64_epi64(packed, 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
-    return;
-#endif
-    H h = __builtin_convertvector(rounded, H);
-    memcpy(p, &h, sizeof h);
+    return u + 0x7fffu + ((u >> 16) & 1u);
   }
+  static INLINE U word(B v) {
+#if defined(__AVX2__) && LANES == 8
+    const __m256i low = bits<__m256i>(rounded(v.a) >> 16), high = bits<__m256i>(rounded(v.b));
+    return bits<U>(_mm256_blend_epi16(low, high, 0xaa));
+#else
+    return (rounded(v.a) >> 16) | (rounded(v.b) & 0xffff0000u);
+#endif
+  }
+  static INLINE void store(E* p, B v) {
+    U u = word(v);
+    memcpy(p, &u, sizeof u);
+  }
+  static INLINE void past(E* p, B v) { stream(p, word(v)); }
 };
 
 struct FP16 {
   typedef uint16_t E;
+  static constexpr bool PAIRS = false;
+  static INLINE B load(const E* p) { return {half(p), half(p + L)}; }
+  static INLINE void store(E* p, B v) { half(p, v.a), half(p + L, v.b); }
+  static INLINE void past(E* p, B v) { store(p, v); }
 #if defined(__F16C__) && LANES == 8
-  static INLINE V load(const E* p) {
+  static INLINE V half(const E* p) {
     return bits<V>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
-  static INLINE void store(E* p, V v) {
+  static INLINE void half(E* p, V v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bits<__m256>(v), 0));
   }
 #elif defined(__F16C__) && LANES == 16
-  static INLINE V load(const E* p) {
+  static INLINE V half(const E* p) {
     return bits<V>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
   }
-  static INLINE void store(E* p, V v) {
+  static INLINE void half(E* p, V v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bits<__m512>(v), 0));
   }
 #else
-  static INLINE V load(const E* p) {
-    H h;
-    memcpy(&h, p, sizeof h);
-    U u = __builtin_convertvector(h, U), magnitude = u & 0x7fffu;
+  static INLINE V half(const E* p) {
+    U u = __builtin_convertvector(read<H>(p), U), magnitude = u & 0x7fffu;
     // the exponent is 112 too small, for subnormal numbers as well
     V v = bits<V>(magnitude << 13) * 0x1p112f;
     v = magnitude >= 0x7c00u ? bits<V>((magnitude << 13) | 0x7f800000u) : v;
     return bits<V>(bits<U>(v) | ((u & 0x8000u) << 16));
   }
-  static INLINE void store(E* p, V v) {
+  static INLINE void half(E* p, V v) {
     U u = bits<U>(v), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
     U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
     // next to 0.5 a float's last bit is worth the smallest float16
@@ -113,75 +177,108 @@ struct FP16 {
 #endif
 };
 
-// A whole vector, or the first n lanes of the last one; the others are read as 0.
+// A whole block, or the first n features of the last one; the others are read as 0.
 struct Full {};
 struct Part {
   int64_t n;
 };
-template <int N>
+template <int K>
 struct At {
-  static constexpr int n = N;
+  static constexpr int n = K;
 };
 
 template <class T>
-INLINE V load(const typename T::E* p, Full) {
+INLINE B load(const typename T::E* p, Full) {
   return T::load(p);
 }
 template <class T>
-OUTLINE V load(const typename T::E* p, Part part) {
-  typename T::E lane[L] = {};
+OUTLINE B load(const typename T::E* p, Part part) {
+  typename T::E lane[N] = {};
   for (int64_t i = 0; i < part.n; i++) lane[i] = p[i];
   return T::load(lane);
 }
 template <class T>
-INLINE void store(typename T::E* p, V v, Full) {
+INLINE void store(typename T::E* p, B v, Full) {
   T::store(p, v);
 }
 template <class T>
-OUTLINE void store(typename T::E* p, V v, Part part) {
-  typename T::E lane[L];
+OUTLINE void store(typename T::E* p, B v, Part part) {
+  typename T::E lane[N];
   T::store(lane, v);
   for (int64_t i = 0; i < part.n; i++) p[i] = lane[i];
 }
 
-INLINE V keep(V v, Full) { return v; }
-INLINE V keep(V v, Part part) {
-  I lane;
-  for (int i = 0; i < L; i++) lane[i] = i;
-  return lane < (int32_t)part.n ? v : V{};
+// To where a result goes: past the caches if it is too large for them.
+template <class T>
+INLINE void put(typename T::E* p, B v, Full n, bool past) {
+  if (past) T::past(p, v);
+  else store<T>(p, v, n);
+}
+template <class T>
+INLINE void put(typename T::E* p, B v, Part n, bool) {
+  store<T>(p, v, n);
 }
 
-// Call f(i, Full or Part, At<k>) for each vector of [begin, end); k is 0 to 3, for four sums that
-// do not wait for each other.
+// The numbers, within a block, of the features in its two vectors.
+template <class T>
+INLINE void numbers(I& a, I& b) {
+  for (int i = 0; i < L; i++) a[i] = T::PAIRS ? 2 * i : i;
+  b = a + (T::PAIRS ? 1 : L);
+}
+template <class T>
+INLINE B keep(B v, Full) {
+  return v;
+}
+template <class T>
+INLINE B keep(B v, Part part) {
+  I a, b;
+  numbers<T>(a, b);
+  const int32_t n = (int32_t)part.n;
+  return {a < n ? v.a : V{}, b < n ? v.b : V{}};
+}
+
+// Float32 numbers of whole blocks, between their own order and that of T's blocks.
+template <class T>
+void arrange(float* at, int64_t count, bool back) {
+  for (int64_t i = 0; T::PAIRS && i < count; i += N) {
+    float lane[N];
+    memcpy(lane, at + i, sizeof lane);
+    for (int k = 0; k < L; k++) {
+      if (back) at[i + 2 * k] = lane[k], at[i + 2 * k + 1] = lane[k + L];
+      else at[i + k] = lane[2 * k], at[i + k + L] = lane[2 * k + 1];
+    }
+  }
+}
+
+// Call f(i, Full or Part, At<k>) for each block of [begin, end); k is 0 or 1, for sums that do not
+// wait for each other.
 template <class F>
 INLINE void over(int64_t begin, int64_t end, F f) {
   int64_t i = begin;
-  for (; i + 4 * L <= end; i += 4 * L) {
+  for (; i + 2 * N <= end; i += 2 * N) {
     f(i, Full{}, At<0>{});
-    f(i + L, Full{}, At<1>{});
-    f(i + 2 * L, Full{}, At<2>{});
-    f(i + 3 * L, Full{}, At<3>{});
+    f(i + N, Full{}, At<1>{});
   }
-  for (; i + L <= end; i += L) f(i, Full{}, At<0>{});
+  for (; i + N <= end; i += N) f(i, Full{}, At<0>{});
   if (i < end) f(i, Part{end - i}, At<1>{});
 }
 
-// The same where nothing is summed up over the vectors: f(i, Full or Part).
+// The same where nothing is summed up over the blocks: f(i, Full or Part).
 template <class F>
 INLINE void each(int64_t begin, int64_t end, F f) {
   int64_t i = begin;
-  for (; i + L <= end; i += L) f(i, Full{});
+  for (; i + N <= end; i += N) f(i, Full{});
   if (i < end) f(i, Part{end - i});
 }
 
 // Four running sums; `lanes` adds them up in a fixed order.
 struct Sum {
-  V part[4] = {};
+  B part[2] = {};
   template <class K>
-  INLINE void add(K, V v) {
-    part[K::n] += v;
+  INLINE void add(K, B v) {
+    part[K::n] = part[K::n] + v;
   }
-  INLINE float lanes() const { return total((part[0] + part[1]) + (part[2] + part[3])); }
+  INLINE float lanes() const { return total((part[0].a + part[0].b) + (part[1].a + part[1].b)); }
 };
 
 // tanh by e / (e + 2) with e = exp(2|z|) - 1, to a few units in the last place everywhere.
@@ -202,5 +299,6 @@ INLINE V hyperbolic(V z) {
   V size = e / (e + 2.0f);
   return bits<V>(bits<U>(size) | (bits<U>(z) & 0x80000000u));
 }
+INLINE B hyperbolic(B z) { return {hyperbolic(z.a), hyperbolic(z.b)}; }
 
 }  // namespace

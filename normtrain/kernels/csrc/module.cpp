@@ -10,6 +10,7 @@
 
 #include <atomic>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,7 +98,7 @@ struct Scratch {
     return reinterpret_cast<float*>(at);
   }
 };
-thread_local Scratch scratch;
+thread_local Scratch scratch, sums_scratch;
 
 // ---- one value at a time, for parameters
 
@@ -175,34 +176,57 @@ struct Job {
 
 constexpr int64_t SMALL = 1 << 15;  // elements below which threads cost more than they bring
 
-// The parameters in float32; `to` has room for both. A bias without a weight gets one of ones.
+// Float32 numbers, NaN only as instructions make it (lanes.h counts on that).
+void clean(float* at, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    if (at[i] != at[i]) at[i] = __builtin_nanf("");
+}
+
+// The parameters as the loops want them; `to` has room for two of padded(d).
 void wide_parameters(Job& job, float* to) {
   Call& c = job.c;
-  if (job.alpha.at) widen(job.alpha.at, job.alpha.dtype, &c.alpha, 1);
+  const int64_t d = c.d, width = padded(d);
+  if (job.alpha.at) widen(job.alpha.at, job.alpha.dtype, &c.alpha, 1), clean(&c.alpha, 1);
   c.weight = c.bias = nullptr;
-  if (job.weight.at && job.weight.n == c.d && job.weight.dtype == FLOAT32) {
-    c.weight = static_cast<const float*>(job.weight.at);
-  } else if (job.weight.at || job.bias.at) {
+  c.has_bias = job.bias.at;
+  if (!job.weight.at && !job.bias.at && c.kind != L1 && c.kind != TANH) return;
+  memset(to, 0, 2 * width * sizeof(float));
+  if (job.weight.at && job.weight.n == d) {
+    widen(job.weight.at, job.weight.dtype, to, d);
+  } else {
     float one = 1;
-    if (job.weight.at && job.weight.n == c.d) {
-      widen(job.weight.at, job.weight.dtype, to, c.d);
-    } else {
-      if (job.weight.at) widen(job.weight.at, job.weight.dtype, &one, 1);
-      for (int64_t i = 0; i < c.d; i++) to[i] = one;
-    }
-    c.weight = to;
+    if (job.weight.at) widen(job.weight.at, job.weight.dtype, &one, 1);
+    for (int64_t i = 0; i < d; i++) to[i] = one;
   }
-  if (job.bias.at && job.bias.dtype == FLOAT32) {
-    c.bias = static_cast<const float*>(job.bias.at);
-  } else if (job.bias.at) {
-    widen(job.bias.at, job.bias.dtype, to + c.d, c.d);
-    c.bias = to + c.d;
+  if (job.bias.at) widen(job.bias.at, job.bias.dtype, to + width, d);
+  clean(to, 2 * width);
+  isa->arrange(c.dtype, to, 2 * width, false);
+  c.weight = to, c.bias = to + width;
+}
+
+// The size of the last cache that a core reaches. (sysconf tells a whole socket's on some.)
+int64_t last_cache() {
+  int64_t kilobytes = 0;
+  if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
+    long found = 0;
+    if (fscanf(file, "%ldK", &found) == 1) kilobytes = found;
+    fclose(file);
   }
+  return kilobytes > 0 ? kilobytes * 1024 : (int64_t)32 << 20;
+}
+
+// Whether a result is so large that reading its lines to fill them, and keeping them, only costs:
+// from a quarter of the last cache on, where even whoever reads it next loses nothing by it.
+bool past_caches(const Call& c, const void* result) {
+  static const int64_t least = last_cache() / 4;
+  const int64_t row = c.d * (c.dtype == FLOAT32 ? 4 : 2);
+  return c.rows * row >= least && row % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0;
 }
 
 void run_forward(Job& job) {
   Call& c = job.c;
-  wide_parameters(job, scratch.floats(2 * c.d));
+  c.past = past_caches(c, c.y);
+  wide_parameters(job, scratch.floats(2 * padded(c.d)));
   const int64_t step = c.d >= 16384 ? 1 : 16384 / c.d;
   const int threads = c.rows * c.d < SMALL ? 1 : job.threads;
   in_pieces((c.rows + step - 1) / step, threads, [&](int64_t i) {
@@ -213,18 +237,20 @@ void run_forward(Job& job) {
 // A fixed number of chunks for a shape, each with sums of its own, added up in order.
 void run_backward(Job& job) {
   Call& c = job.c;
+  c.past = past_caches(c, c.dx);
   const int64_t d = c.d, elements = c.rows * d;
   int64_t chunks = elements / SMALL;
   chunks = chunks < 1 ? 1 : chunks > 64 ? 64 : chunks;
   int64_t step = (c.rows + chunks - 1) / chunks;
   chunks = step ? (c.rows + step - 1) / step : 0;
-  const bool sums = job.weight.at || job.bias.at;
-  const int64_t width = (sums ? 2 * d : 0) + 16;  // weight, bias, then alpha
-  float* room = scratch.floats(2 * d + (chunks + 1) * width);
+  const int64_t pad = padded(d);
+  float* room = scratch.floats(2 * pad);
   wide_parameters(job, room);
-  float *partial = room + 2 * d, *result = partial + chunks * width;
+  const bool sums = c.weight;
+  const int64_t width = (sums ? 2 * pad : 0) + 16;  // weight, bias, then alpha
+  float *partial = sums_scratch.floats((chunks + 1) * width), *result = partial + chunks * width;
   auto at = [&](float* p) {
-    return Partial{p, p + d, p + width - 16};
+    return Partial{p, p + pad, p + width - 16};
   };
   const int threads = elements < SMALL ? 1 : job.threads;
   in_pieces(chunks, threads, [&](int64_t i) {
@@ -232,15 +258,16 @@ void run_backward(Job& job) {
     memset(own, 0, width * sizeof(float));
     isa->backward(c, at(own), i * step, i * step + step < c.rows ? i * step + step : c.rows);
   });
-  if (!sums && !job.alpha.at) return;
+  if (!job.weight.grad && !job.bias.grad && !job.alpha.grad) return;
   const int64_t block = 1024, blocks = (width + block - 1) / block;
-  in_pieces(blocks, chunks * width < SMALL ? 1 : job.threads, [&](int64_t k) {
+  in_pieces(blocks, chunks * width < 16 * SMALL ? 1 : job.threads, [&](int64_t k) {
     const int64_t begin = k * block, end = begin + block < width ? begin + block : width;
     for (int64_t i = begin; i < end; i++) result[i] = 0;
     for (int64_t j = 0; j < chunks; j++)
       for (int64_t i = begin; i < end; i++) result[i] += partial[j * width + i];
   });
   const Partial found = at(result);
+  if (sums) isa->arrange(c.dtype, result, 2 * pad, true);
   if (job.weight.grad) {
     if (job.weight.n != d) {
       double sum = 0;
