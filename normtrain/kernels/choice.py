@@ -1,8 +1,8 @@
 """Which backend is asked for: ``NORMTRAIN_KERNELS``, or `use` around a piece of a program.
 
 ==========  ======================================================================================
-auto        the fastest that keeps `torch.nn.LayerNorm`'s bits for ``layernorm``: PyTorch's kernel
-            for that; else native on the CPU, Triton on a GPU, where they are at hand
+auto        for now the same as ``aten``: the fused kernels have to be asked for until they hold at
+            every extreme that the formulas hold at, and have run on a GPU
 plain       differentiable torch formulas, for everything
 aten        PyTorch's kernels and functions made of its operations
 native      the CPU's fused kernels wherever they can run, ``layernorm`` included
@@ -85,12 +85,9 @@ class Choice(NamedTuple):
 
 
 def _chosen(name: str) -> Choice:
-    def usable(backend: str, *names: str) -> ModuleType | None:
-        found = module(backend) if name in names else None
-        return None if isinstance(found, str) else found
-
-    cpu = usable("triton", "triton") if name == "triton" else usable("native", "auto", "native")
-    return Choice(name, cpu, usable("triton", "auto", "triton"))
+    found = module(name) if name in ("native", "triton") else None
+    fused = None if isinstance(found, str) else found
+    return Choice(name, fused, fused if name == "triton" else None)
 
 
 def current() -> Choice:

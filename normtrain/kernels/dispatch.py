@@ -113,9 +113,6 @@ def fused_backend(
         or (alpha is not None and not _fits(alpha, x, found))
     ):
         return None
-    # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
-    if weight is not None and op == "layer_norm" and choice.wanted == "auto":
-        return None
     return found if x.shape[-1] else None
 
 
