@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
@@ -306,12 +308,14 @@ def test_batch_norms_are_synchronised_where_lightning_would() -> None:
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             self.sync = pl_module.net[1].sync
 
-    for asked in (False, True):
-        look, task = Look(), Batched()
-        fit(task, NormSwap("l1batchnorm"), look, strategy="ddp", sync_batchnorm=asked)
-        assert type(task.net[1]) is L1BatchNorm1d
-        assert look.sync is asked
-    torch.distributed.destroy_process_group()
+    # DDP tells its processes what they are by the environment, and does not take it back.
+    with mock.patch.dict(os.environ):
+        for asked in (False, True):
+            look, task = Look(), Batched()
+            fit(task, NormSwap("l1batchnorm"), look, strategy="ddp", sync_batchnorm=asked)
+            assert type(task.net[1]) is L1BatchNorm1d
+            assert look.sync is asked
+        torch.distributed.destroy_process_group()
 
 
 # Hyperparameters
