@@ -5,7 +5,8 @@ choice, so that benchmarks and ``norms show`` can print it; what a user asks for
 `normtrain.kernels.choice`.
 
 No operation returns NaN or infinity, forward or backward, for a finite input whose exact result
-its dtype can hold. The plain formulas and the fused kernels bring every row into range themselves.
+its dtype can hold. The plain formulas bring every row into range themselves; so do the fused
+kernels, but for a few rows at the very edge of float32, which is why they have to be asked for.
 PyTorch's kernels are checked by the statistics they give (on the CPU, where that costs a look at
 one number a row) or get rows already in range (elsewhere, where a look would stall the device).
 """
