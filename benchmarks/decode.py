@@ -34,7 +34,7 @@ from torch import Tensor
 
 from normtrain.decoding import DecodingState, beam_search
 from normtrain.models import Seq2Seq, build_model
-from normtrain.recipe_schema import ModelRecipe
+from normtrain.recipe_tasks import TranslationModel
 from normtrain.run.machine import keep_freed_memory
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4
@@ -60,7 +60,7 @@ class NeverEnding:
 
 
 def our_model(args: argparse.Namespace) -> Seq2Seq:
-    config = ModelRecipe(
+    config = TranslationModel(
         norm=args.norm,
         placement=args.placement,
         d_model=args.d_model,

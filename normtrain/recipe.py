@@ -20,15 +20,21 @@ from pydantic import ValidationError
 from normtrain import recipes, yamlio
 from normtrain.errors import UserError
 from normtrain.recipe_schema import (
-    SECTIONS,
     DataRecipe,
     DecodeRecipe,
     ModelRecipe,
     OptimRecipe,
     Recipe,
     TrainRecipe,
+)
+from normtrain.recipe_tasks import (
+    SECTIONS,
+    TASKS,
+    LanguageRecipe,
+    TranslationRecipe,
     choices,
     keys,
+    sections,
     takes_text,
     wanted,
 )
@@ -36,10 +42,12 @@ from normtrain.recipe_schema import (
 __all__ = [
     "DataRecipe",
     "DecodeRecipe",
+    "LanguageRecipe",
     "ModelRecipe",
     "OptimRecipe",
     "Recipe",
     "TrainRecipe",
+    "TranslationRecipe",
     "as_overrides",
     "check_norms",
     "diff",
@@ -89,7 +97,7 @@ def resolve(
     if norm is not None or rules:
         kept = [] if norm is not None else [list(rule) for rule in recipe.model.norm_rules]
         changes["model.norm_rules"] = kept + rules
-    settings = dict(map(parse_override, overrides))
+    settings = dict(parse_override(text, recipe.task) for text in overrides)
     for key in changes.keys() & settings.keys():
         if key != "model.norm_rules" or rules:
             raise UserError(f"{key} is given by its own option and by --set; give it once")
@@ -114,6 +122,10 @@ def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
     Raises:
         UserError: an unknown key or a wrong value; the message starts with ``where``.
     """
+    task = plain.get("task", "translation")
+    if not isinstance(task, str) or task not in TASKS:
+        known = f"it must be one of {', '.join(TASKS)}"
+        raise UserError(f"{where}: task is {_brief(task)} ({yamlio.kind_of(task)}); {known}")
     for key in plain:
         inside = plain[key] if isinstance(plain[key], Mapping) else {}
         for name in (key, *inside):
@@ -122,9 +134,9 @@ def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
         if key in SECTIONS and plain[key] is None:
             raise UserError(f"{where}: section {key} is empty; leave it out or fill it")
     try:
-        return Recipe.model_validate(dict(plain))
+        return TASKS[task].model_validate(dict(plain))
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{where}: {_explain(error, task)}") from None
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -133,13 +145,14 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     Raises:
         UserError: an unknown key, or a value the key cannot take.
     """
-    return check_norms(_changed(recipe, dict(map(parse_override, overrides))))
+    changes = dict(parse_override(text, recipe.task) for text in overrides)
+    return check_norms(_changed(recipe, changes))
 
 
-def parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str, task: str) -> tuple[str, Any]:
     """Split ``"section.key=value"`` into its dotted key and its YAML value.
 
-    A key that takes text gets the text as typed, so ``data.revision=0012`` needs no quotes.
+    ``task`` says which keys there are. A key that takes text gets the text as typed, so ``data.revision=0012`` needs no quotes.
 
     Raises:
         UserError: no ``=``, an unknown key, or a value that is not YAML.
@@ -148,10 +161,10 @@ def parse_override(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals:
         raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
-    if key not in keys():
-        raise UserError(f"--set {_unknown_key(key)}")
+    if key not in keys(task):
+        raise UserError(f"--set {_unknown_key(key, task)}")
     value = value.strip(" \t\n")  # as YAML does; other white space may be text
-    if takes_text(key) and value not in ("", "~", "null") and value[0] not in "'\"":
+    if takes_text(task, key) and value not in ("", "~", "null") and value[0] not in "'\"":
         return key, value
     return key, yamlio.parse_value(value, f"--set {key}")
 
@@ -169,12 +182,12 @@ def parse_rule(rule: str | tuple[str, str]) -> list[str]:
 
 
 def whole_path(source: str) -> str:
-    """A data folder's absolute path, so that a run resumes from anywhere; names stay as they are.
+    """A data folder's or file's absolute path, so that a run resumes from anywhere; names stay.
 
-    Only text with a separator counts as a folder: ``phrasebook`` is a corpus wherever one stands.
+    Only text with a separator counts as a path: ``phrasebook`` is a corpus wherever one stands.
     """
-    is_folder = os.sep in source and not source.startswith("hf:") and Path(source).is_dir()
-    return str(Path(source).resolve()) if is_folder else source
+    is_path = os.sep in source and not source.startswith("hf:") and Path(source).exists()
+    return str(Path(source).resolve()) if is_path else source
 
 
 def dump(recipe: Recipe) -> str:
@@ -242,6 +255,11 @@ def _canonical_norm(spec: str, dim: int, where: str) -> str:
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     plain = recipe.plain()
+    if changes.get("task", recipe.task) != recipe.task:
+        raise UserError(
+            f"recipe {recipe.name} is for the task {recipe.task}, which --set can't change; name "
+            "another --recipe"
+        )
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         (plain[section] if section else plain)[name] = value
@@ -262,7 +280,7 @@ def _show(value: Any, quote: bool = False) -> str:
     return yamlio.write_value(value)
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, task: str) -> str:
     """One sentence on the first problem, in the recipe's words instead of the validator's."""
     problems = error.errors(include_url=False)
     first = problems[0]
@@ -271,7 +289,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "value_error" and not loc:
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return _unknown_key(".".join(loc)) + more
+        return _unknown_key(".".join(loc), task) + more
     kind = yamlio.kind_of(first["input"])
     given = _brief(first["input"]) + ("" if kind == "null" else f" ({kind})")
     if loc[:1] and loc[0] in SECTIONS and len(loc) == 1:
@@ -281,9 +299,9 @@ def _explain(error: ValidationError) -> str:
         given = f"wrong at {given}" if first["type"] != "missing" else "too short"
     hint = ""
     if isinstance(first["input"], str) and first["type"] == "literal_error":
-        near = difflib.get_close_matches(first["input"].lower(), choices(key), n=1)
+        near = difflib.get_close_matches(first["input"].lower(), choices(task, key), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{key} is {given}; it must be {wanted(key)}{hint}{more}"
+    return f"{key} is {given}; it must be {wanted(task, key)}{hint}{more}"
 
 
 def _brief(value: Any) -> str:
@@ -292,31 +310,39 @@ def _brief(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def _unknown_key(key: str) -> str:
+def _unknown_key(key: str, task: str) -> str:
     """Say that a dotted key is unknown, with the likeliest one: same name elsewhere, then typos."""
-    if key in SECTIONS:
-        first = next(iter(SECTIONS[key].model_fields))
+    parts, known_keys = sections(task), keys(task)
+    if key in parts:
+        first = next(iter(parts[key].model_fields))
         return f"{key} is a section, not a key; name one of its keys, as in {key}.{first}"
     section, _, name = key.rpartition(".")
-    near = [known for known in keys() if known.rpartition(".")[2] == name]
-    near = near or _closest(section, SECTIONS, name) or _closest(name, SECTIONS)
-    near = near or difflib.get_close_matches(key.lower(), keys(), n=1)
+    near = [known for known in known_keys if known.rpartition(".")[2] == name]
+    near = near or _closest(section, name, task) or _sections_like(name)
+    near = near or difflib.get_close_matches(key.lower(), known_keys, n=1)
+    names = [known.rpartition(".")[2] for known in known_keys]
     near = near or [
         known
-        for word in difflib.get_close_matches(name.lower(), [k.rpartition(".")[2] for k in keys()])
-        for known in keys()
+        for word in difflib.get_close_matches(name.lower(), names)
+        for known in known_keys
         if known.rpartition(".")[2] == word
     ]
+    others = [other for other in TASKS if other != task and key in keys(other)]
+    if others:
+        return f"{key} is a key of the task {others[0]}, and this recipe's is {task}"
     if near:
         return f"unknown key {key!r}; did you mean {' or '.join(dict.fromkeys(near))}?"
     return f"unknown key {key!r}; sections are {', '.join(SECTIONS)}"
 
 
-def _closest(section: str, known: Iterable[str], name: str | None = None) -> list[str]:
-    """The section meant, or, given a name, the key of that section meant; empty if unclear."""
-    sections = difflib.get_close_matches(section.lower(), known, n=1)
-    if not sections or name is None:
-        return sections
-    fields = SECTIONS[sections[0]].model_fields
-    matches = difflib.get_close_matches(name.lower(), fields, n=1)
-    return [f"{sections[0]}.{match}" for match in matches]
+def _sections_like(name: str) -> list[str]:
+    return difflib.get_close_matches(name.lower(), SECTIONS, n=1)
+
+
+def _closest(section: str, name: str, task: str) -> list[str]:
+    """The key of the section meant; empty if unclear."""
+    near = _sections_like(section)
+    if not near:
+        return []
+    fields = sections(task)[near[0]].model_fields
+    return [f"{near[0]}.{match}" for match in difflib.get_close_matches(name.lower(), fields, n=1)]

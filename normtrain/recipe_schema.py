@@ -1,13 +1,14 @@
-"""The recipe's schema: its sections, their keys, defaults, limits, and what each key takes.
+"""What recipes of every task have in common: sections, keys, defaults, limits, what a key takes.
 
-The models only hold and check values; `normtrain.recipe` loads, changes, writes and explains them.
+The models only hold and check values; `normtrain.recipe_tasks` adds what one task alone has, and
+`normtrain.recipe` loads, changes, writes and explains them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_validator
 
@@ -28,6 +29,9 @@ NonNegative = Annotated[float, Strict(), Field(ge=0), Wanted("a number of 0 or m
 Fraction = Annotated[
     float, Strict(), Field(ge=0, lt=1), Wanted("a number of 0 or more and below 1")
 ]
+OptionalCount = Annotated[
+    int | None, Strict(), Field(ge=1), Wanted("a whole number of 1 or more, or null")
+]
 Text = Annotated[str, Strict(), Field(min_length=1), Wanted("text, and not empty")]
 Flag = Annotated[bool, Strict(), Wanted("true or false")]
 Rules = Annotated[
@@ -46,20 +50,17 @@ class Section(BaseModel):
 
 class DataRecipe(Section):
     """Which text, and how it becomes batches. ``source``: a corpus name, ``hf:owner/name`` or a
-    folder; ``max_tokens``: target positions in a batch; ``max_length``: tokens in a sentence."""
+    folder; ``max_tokens``: target positions in a batch."""
 
-    source: Text = "phrasebook"
+    source: Text
     revision: Annotated[str | None, Strict(), Wanted("text in quotes, or null")] = None
     max_tokens: Count = 4096
-    max_length: Count = 128
-    vocab_size: Count = 4000
     workers: Whole = 0
 
 
 class ModelRecipe(Section):
     """The model. ``norm`` is the default for every place, ``norm_rules`` (last match wins) are the
-    exceptions; ``word_dropout`` replaces source tokens by UNK in training; ``tie``: which of the
-    source, target and output embeddings are one matrix; ``embedding_norm``: the norm of embedding
+    exceptions; ``embedding_norm``: the norm of embedding
     vectors before their scale √d_model, and of the rows of an output matrix tied to them
     (fixnorm); ``zero_mean`` recentres the features of the embeddings, or of all that enters the
     residual stream, which makes RMSNorm train as LayerNorm does; ``d_stream``: width of that
@@ -73,21 +74,14 @@ class ModelRecipe(Section):
     embedding_norm: Text = "none"
     zero_mean: Literal["none", "embeddings", "stream"] = "none"
     d_model: Count = 256
-    d_stream: Annotated[
-        int | None, Strict(), Field(ge=1), Wanted("a whole number of 1 or more, or null")
-    ] = None
+    d_stream: OptionalCount = None
     heads: Count = 4
-    encoder_layers: Count = 3
-    decoder_layers: Count = 3
     d_ff: Count = 1024
-    activation: Literal["relu", "gelu", "swiglu"] = "relu"
+    activation: Literal["relu", "gelu", "gelu-tanh", "swiglu"] = "relu"
     dropout: Fraction = 0.1
     attention_dropout: Fraction = 0.0
     activation_dropout: Fraction = 0.0
-    word_dropout: Fraction = 0.0
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     max_positions: Count = 1024
-    tie: Literal["all", "decoder", "embeddings", "none"] = "all"
     bias: Flag = True
     head_bias: Flag = False
 
@@ -105,7 +99,7 @@ class OptimRecipe(Section):
     schedule: Literal["inverse-sqrt", "cosine", "linear", "constant"] = "inverse-sqrt"
     warmup_steps: Whole = 400
     min_lr: NonNegative = 0.0
-    label_smoothing: Fraction = 0.1
+    label_smoothing: Fraction = 0.0
     clip: NonNegative = 1.0
     accumulate: Count = 1
 
@@ -118,16 +112,11 @@ class TrainRecipe(Section):
     val_every: Count = 250
     checkpoint_every: Count = 250
     keep: Count = 5
-    best: Literal["bleu", "loss"] = "bleu"
-    val_beam: Count = 1
-    samples: Whole = 3
     precision: Precision = "auto"
     seed: Annotated[
         int, Strict(), Field(ge=0, lt=2**32), Wanted("a whole number from 0 to 4294967295")
     ] = 1
-    patience: Annotated[
-        int | None, Strict(), Field(ge=1), Wanted("a whole number of 1 or more, or null")
-    ] = None
+    patience: OptionalCount = None
     ema: Annotated[
         float | None, Strict(), Field(gt=0, lt=1), Wanted("a number between 0 and 1, or null")
     ] = None
@@ -135,15 +124,13 @@ class TrainRecipe(Section):
 
 
 class DecodeRecipe(Section):
-    """Beam search: width, Wu et al.'s length penalty exponent (2016, eq. 14), longest output."""
+    """What is written: at most ``max_length`` tokens."""
 
-    beam: Count = 5
-    length_penalty: NonNegative = 0.6
     max_length: Count = 200
 
 
 class Recipe(Section):
-    """Everything that decides a run. Frozen; change one with `override`."""
+    """Everything that decides a run, whatever its task. Frozen; change one with `override`."""
 
     name: Annotated[
         str,
@@ -151,9 +138,9 @@ class Recipe(Section):
         Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"),
         Wanted("a name of letters, digits, '.', '_' and '-'"),
     ]
-    task: Literal["translation"] = "translation"
-    data: DataRecipe = DataRecipe()
-    model: ModelRecipe = ModelRecipe()
+    task: str
+    data: DataRecipe
+    model: ModelRecipe
     optim: OptimRecipe = OptimRecipe()
     train: TrainRecipe = TrainRecipe()
     decode: DecodeRecipe = DecodeRecipe()
@@ -164,76 +151,28 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        for problem in _contradictions(self):
+        for problem in self.contradictions():
             raise UserError(problem)
         return self
 
-
-def _contradictions(recipe: Recipe) -> Iterator[str]:
-    data, model, optim, train = recipe.data, recipe.model, recipe.optim, recipe.train
-    if model.d_model % model.heads:
-        yield f"model.d_model ({model.d_model}) must be a multiple of model.heads ({model.heads})"
-    if model.placement == "post" and model.zero_mean != "none":
-        yield (
-            f"model.zero_mean ({model.zero_mean}) needs model.placement pre or sandwich; a "
-            "post-norm stream has no mean to keep at 0"
-        )
-    if optim.warmup_steps >= train.max_steps:
-        yield (
-            f"optim.warmup_steps ({optim.warmup_steps}) must be below train.max_steps "
-            f"({train.max_steps})"
-        )
-    if optim.min_lr > 0 and optim.schedule == "constant":
-        yield f"optim.min_lr ({optim.min_lr:g}) does nothing with optim.schedule constant"
-    if optim.min_lr > optim.lr:
-        yield f"optim.min_lr ({optim.min_lr:g}) must not be above optim.lr ({optim.lr:g})"
-    lengths = {"data": data.max_length, "decode": recipe.decode.max_length}
-    for section, length in lengths.items():
-        if length >= model.max_positions:  # one position is the start or end mark's
+    def contradictions(self) -> Iterator[str]:
+        """What keys say against each other, a sentence each."""
+        model, optim, train = self.model, self.optim, self.train
+        if model.d_model % model.heads:
             yield (
-                f"{section}.max_length ({length}) must be below model.max_positions "
-                f"({model.max_positions})"
+                f"model.d_model ({model.d_model}) must be a multiple of model.heads ({model.heads})"
             )
-    if data.max_tokens <= data.max_length:  # a batch has to hold its longest sentence and end mark
-        yield (
-            f"data.max_tokens ({data.max_tokens}) must be above data.max_length "
-            f"({data.max_length}), so that a batch holds any one sentence"
-        )
-
-
-SECTIONS: dict[str, type[Section]] = {
-    name: field.annotation
-    for name, field in Recipe.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
-}
-
-
-def keys() -> list[str]:
-    """Every key that ``--set`` takes, dotted, in canonical order."""
-    dotted = [name for name in Recipe.model_fields if name not in SECTIONS]
-    return dotted + [
-        f"{name}.{key}" for name, part in SECTIONS.items() for key in part.model_fields
-    ]
-
-
-def choices(key: str) -> tuple[str, ...]:
-    """The words a dotted key may take, or nothing if it takes other values."""
-    return tuple(arg for arg in get_args(_field(key).annotation) if isinstance(arg, str))
-
-
-def takes_text(key: str) -> bool:
-    """Whether a dotted key's value is a string, so that ``32`` on a command line is text too."""
-    annotation = _field(key).annotation
-    return annotation is str or str in get_args(annotation) or bool(choices(key))
-
-
-def wanted(key: str) -> str:
-    """What a dotted key takes, in words that follow "it must be"."""
-    if words := choices(key):
-        return f"one of {', '.join(words)}" if len(words) > 1 else repr(words[0])
-    return next(mark.text for mark in _field(key).metadata if isinstance(mark, Wanted))
-
-
-def _field(key: str) -> Any:
-    section, _, name = key.rpartition(".")
-    return (SECTIONS[section] if section else Recipe).model_fields[name]
+        if model.placement == "post" and model.zero_mean != "none":
+            yield (
+                f"model.zero_mean ({model.zero_mean}) needs model.placement pre or sandwich; a "
+                "post-norm stream has no mean to keep at 0"
+            )
+        if optim.warmup_steps >= train.max_steps:
+            yield (
+                f"optim.warmup_steps ({optim.warmup_steps}) must be below train.max_steps "
+                f"({train.max_steps})"
+            )
+        if optim.min_lr > 0 and optim.schedule == "constant":
+            yield f"optim.min_lr ({optim.min_lr:g}) does nothing with optim.schedule constant"
+        if optim.min_lr > optim.lr:
+            yield f"optim.min_lr ({optim.min_lr:g}) must not be above optim.lr ({optim.lr:g})"

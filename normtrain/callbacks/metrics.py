@@ -1,4 +1,4 @@
-"""``metrics.csv`` and the numbers in it: losses, BLEU, learning rate, tokens a second."""
+"""``metrics.csv`` and the numbers in it: losses, scores, learning rate, tokens a second."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from normtrain.data.tokenization import PAD
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_text
 
-COLUMNS = (
-    "step",
-    "epoch",
-    "train_loss",
-    "val_loss",
-    "val_bleu",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_second",
-    "tokens",
-    "seconds",
-)
+SCORES = ("val_bleu", "val_perplexity")
+"""What a validation finds besides the loss, by task; a file has a column for one of them."""
+
+
+def columns(score: str) -> tuple[str, ...]:
+    """The columns of a file, with one of `SCORES`."""
+    assert score in SCORES, score
+    return (
+        *("step", "epoch", "train_loss", "val_loss", score, "learning_rate", "gradient_norm"),
+        *("tokens_per_second", "tokens", "seconds"),
+    )
+
 
 
 class MetricsFile(Logger):
@@ -40,11 +39,12 @@ class MetricsFile(Logger):
 
     Args:
         path: the file; made with its header where absent.
+        score: one of `SCORES`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, score: str = "val_bleu") -> None:
         super().__init__()
-        self.path = path
+        self.path, self.columns = path, columns(score)
 
     @property
     def name(self) -> str:
@@ -64,18 +64,17 @@ class MetricsFile(Logger):
             ValueError: if the file is not one this class wrote.
         """
         kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
-        text = _text([dict(zip(COLUMNS, COLUMNS, strict=True)), *kept])
-        write_text(self.path, text)
+        write_text(self.path, self._text([self._header, *kept]))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row; names that are no column are left to the other loggers."""
-        row: dict[str, Any] = {"step": step, **{k: v for k, v in metrics.items() if k in COLUMNS}}
+        row: dict[str, Any] = {"step": step, **{k: v for k, v in metrics.items() if k in self.columns}}
         fresh = not self.path.exists()
-        header = [dict(zip(COLUMNS, COLUMNS, strict=True))] if fresh else []
+        header = [self._header] if fresh else []
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(_text([*header, row]))
+                file.write(self._text([*header, row]))
         except OSError as error:
             raise RunError(
                 f"could not write {self.path}: {error.strerror}; free some space, then go on "
@@ -86,13 +85,16 @@ class MetricsFile(Logger):
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The recipe lies beside the file; nothing to add."""
 
+    @property
+    def _header(self) -> dict[str, Any]:
+        return dict(zip(self.columns, self.columns, strict=True))
 
-def _text(rows: list[dict[str, Any]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, restval="", lineterminator="\n")
-    for row in rows:
-        writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
-    return out.getvalue()
+    def _text(self, rows: list[dict[str, Any]]) -> str:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, self.columns, restval="", lineterminator="\n")
+        for row in rows:
+            writer.writerow({k: repr(v) if isinstance(v, float) else v for k, v in row.items()})
+        return out.getvalue()
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
@@ -106,10 +108,11 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
-    if lines and lines[0] != ",".join(COLUMNS):
+    known = [columns(score) for score in SCORES]
+    if lines and tuple(lines[0].split(",")) not in known:
         raise UserError(f"{path} is not a metrics file of this version: its first line differs")
     for number, line in enumerate(lines[1:], start=2):
-        if line.count(",") != len(COLUMNS) - 1 or not line.partition(",")[0].isdecimal():
+        if line.count(",") != len(known[0]) - 1 or not line.partition(",")[0].isdecimal():
             raise UserError(f"{path}, line {number} is not a row of metrics; take it out")
     return list(csv.DictReader(lines))
 
@@ -161,7 +164,7 @@ class Recorder(pl.Callback):
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: dict[str, Tensor],
         batch_idx: int,
@@ -169,7 +172,7 @@ class Recorder(pl.Callback):
         """Count tokens; report when it is time."""
         self._losses.append(outputs["loss"].detach())
         del self._losses[: -self.accumulate]
-        tokens = (batch["target_out"] != PAD).sum()
+        tokens = pl_module.count_targets(batch)
         self._waiting = tokens if self._waiting is None else self._waiting + tokens
         if trainer.fit_loop._should_accumulate():
             return
@@ -225,7 +228,6 @@ class Recorder(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Report the validation and start the clock again."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            found = {"val_loss": pl_module.validation.loss, "val_bleu": pl_module.validation.bleu}
             for logger in trainer.loggers:
-                logger.log_metrics(found, trainer.global_step)
+                logger.log_metrics(pl_module.validation.metrics(), trainer.global_step)
         self._started = time.perf_counter()

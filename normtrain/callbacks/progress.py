@@ -36,7 +36,7 @@ class Say:
 
 
 class ShowProgress(pl.Callback):
-    """Steps done, loss, tokens a second, time left; after a validation its scores and samples.
+    """Steps done, loss, tokens a second, time left; after a validation what it found.
 
     Args:
         max_steps: the run's last step.
@@ -95,19 +95,13 @@ class ShowProgress(pl.Callback):
         return spent / max(1, step - first_step) * (self.max_steps - step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print the scores and a few translations."""
+        """Print what the validation found."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        found = pl_module.validation
-        beam = pl_module.recipe.train.val_beam
-        self.say(
-            f"step {trainer.global_step}: validation loss {found.loss:.4f}, "
-            f"BLEU {found.bleu:.2f} (beam {beam})"
-        )
-        for source, output, reference in found.samples:
-            self.say(
-                f"    source     {source}\n    output     {output}\n    reference  {reference}"
-            )
+        first, *more = pl_module.validation.lines()
+        self.say(f"step {trainer.global_step}: {first}")
+        for line in more:
+            self.say(line)
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -18,7 +18,7 @@ from normtrain.cli.catalog import recipes
 from normtrain.cli.common import SETTINGS, Session, debug_option
 from normtrain.cli.fit import fit
 from normtrain.cli.norms import norms
-from normtrain.cli.score import evaluate, translate
+from normtrain.cli.score import evaluate, generate, translate
 from normtrain.cli.swap_check import swap_check
 from normtrain.cli.weights import average, convert, export
 from normtrain.errors import RunError, UserError
@@ -124,10 +124,16 @@ def cli() -> None:
         normtrain fit --recipe envi --norm rmsnorm --out runs/first
         normtrain evaluate runs/first
         echo "where is the library?" | normtrain translate runs/first
+    \b
+        normtrain fit --recipe lm --norm rmsnorm --out runs/text
+        normtrain generate runs/text --prompt "def "
     """
 
 
-_COMMANDS = (fit, evaluate, translate, average, convert, export, recipes, norms, swap_check, bench)
+_COMMANDS = (
+    *(fit, evaluate, translate, generate, average, convert, export),
+    *(recipes, norms, swap_check, bench),
+)
 
 for _command in _COMMANDS:
     cli.add_command(_command)

@@ -1,7 +1,8 @@
-"""``normtrain evaluate`` and ``normtrain translate``: what a trained model is worth."""
+"""``normtrain evaluate``, ``translate`` and ``generate``: what a trained model is worth."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -16,22 +17,30 @@ from normtrain.cli.common import TARGET, beam_options, debug_option
 from normtrain.errors import UserError
 
 
-@click.command(short_help="Translate a split of the corpus and score it.")
+@click.command(short_help="Score a model on a split of the corpus.")
 @click.argument("target", metavar="RUN|CKPT", type=TARGET)
 @click.option("--split", default="test", show_default=True, help="Which part of the corpus.")
 @click.option("--data", metavar="NAME|DIR", help="Another corpus than the run's.")
 @beam_options
+@click.option(
+    "--stride",
+    type=click.IntRange(min=1),
+    help="Tokens that each window of a language model scores. Default: all of the window.",
+)
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), help="Windows of a language model at once."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def evaluate(
     target: Path,
     split: str,
     data: str | None,
-    beam: int | None,
-    length_penalty: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Translate a split and score it: BLEU with its signature, chrF, and what they rest on.
+    """Translate a split and score it: BLEU with its signature, chrF, and what they rest on. Or
+    measure a language model: perplexity of a token and of a word, bits a byte and a character.
 
     RUN is a run's folder (its best checkpoint counts), CKPT a checkpoint file.
     """
@@ -41,9 +50,8 @@ def evaluate(
         target,
         split=split,
         data=data,
-        beam=beam,
-        length_penalty=length_penalty,
         progress=_progress() if sys.stderr.isatty() else None,
+        **options,
     )
     click.echo(json.dumps(result, ensure_ascii=False) if as_json else _table(result))
 
@@ -85,14 +93,31 @@ def translate(
         _translate(target, lines, output, beam=beam, length_penalty=length_penalty)
 
 
-def _counter() -> Callable[[int, int], None]:
-    """Counts sentences on one line of the terminal, which the last one clears."""
+@click.command(short_help="Go on with a text, as a language model would.")
+@click.argument("target", metavar="RUN|CKPT", type=TARGET)
+@click.option("--prompt", default="", help="How the text begins. Default: a new text.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Default: the recipe's.")
+@click.option(
+    "--temperature", type=click.FloatRange(min=0), help="0: the likeliest. Default: the recipe's."
+)
+@click.option("--top-k", type=click.IntRange(min=1), help="Only the k likeliest tokens.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Only the likeliest tokens of this probability together.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="The same text again for the same seed.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
+@debug_option
+def generate(target: Path, prompt: str, **options: Any) -> None:
+    """Write PROMPT and how the language model goes on, as it writes it."""
+    from normtrain import run
 
-    def show(done: int, everything: int) -> None:
-        text = f"translated {done:,} of {everything:,}" if done < everything else ""
-        click.echo(f"\r\x1b[K{text}", err=True, nl=False)
-
-    return show
+    stdout = sys.stdout.buffer  # text mode would follow the locale
+    for text in itertools.chain([prompt], run.generate(target, prompt, **options)):
+        stdout.write(text.encode("utf-8", "replace"))
+        stdout.flush()
+    stdout.write(b"\n")
 
 
 def _translate(target: Path, lines: Iterator[str], output: Path | None, **search: Any) -> None:
@@ -149,11 +174,11 @@ def _umask() -> int:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """A line on the terminal that counts sentences and ends when all are done."""
+    """A line on the terminal that counts and ends when all is done."""
 
     def show(done: int, total: int) -> None:
         end = "\n" if done >= total else ""
-        click.echo(f"\rtranslated {done} of {total}{end}", err=True, nl=False)
+        click.echo(f"\rdone {done} of {total}{end}", err=True, nl=False)
 
     return show
 

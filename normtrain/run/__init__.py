@@ -1,4 +1,4 @@
-"""One run: from a recipe to a run folder, and from a run folder to scores and translations."""
+"""One run: from a recipe to a run folder, and from a run folder to scores and text."""
 
 from normtrain.run.averaging import average
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
@@ -6,6 +6,7 @@ from normtrain.run.converting import convert
 from normtrain.run.evaluating import evaluate, translate
 from normtrain.run.exporting import export
 from normtrain.run.fitting import describe, fit, resume
+from normtrain.run.generating import generate
 from normtrain.run.loop import Interrupted
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "evaluate",
     "export",
     "fit",
+    "generate",
     "read_checkpoint",
     "resume",
     "translate",

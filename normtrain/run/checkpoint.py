@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from normtrain import recipe as recipes
-from normtrain.data.tokenization import Tokenizer
 from normtrain.errors import UserError
 from normtrain.files import read_plain
-from normtrain.models import Seq2Seq, build_model, norm_sites
+from normtrain.models import norm_sites
+from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
-from normtrain.tasks.translation import FORMAT_VERSION
+from normtrain.run.kinds import kind_of
+from normtrain.tasks.base import FORMAT_VERSION
 
 PREFIX = "model."
 
@@ -35,19 +36,19 @@ class Checkpoint:
 
     path: Path
     recipe: Recipe
-    tokenizer: Tokenizer
+    tokenizer: Any
     weights: dict[str, torch.Tensor]
     step: int
     data: dict[str, Any]
     raw: dict[str, Any]
 
-    def model(self) -> Seq2Seq:
+    def model(self) -> TokenModel:
         """Build the model and load the weights; it comes in eval mode.
 
         Raises:
             ValueError: if the weights don't fit the model the recipe describes.
         """
-        model = build_model(self.recipe.model, self.tokenizer.vocab_size)
+        model = kind_of(self.recipe).model(self.recipe.model, self.tokenizer.vocab_size)
         built = {name: str(model.norms.spec_for(name)) for name in norm_sites(model)}
         saved = self.raw["normtrain"]["norms"]
         for name in sorted(built.keys() | saved.keys()):
@@ -111,10 +112,11 @@ def read_checkpoint(target: Path) -> Checkpoint:
     if lacking:
         raise UserError(f"{path} is not a whole checkpoint: it lacks {', '.join(lacking)}")
     weights = {k[len(PREFIX) :]: v for k, v in raw["state_dict"].items() if k.startswith(PREFIX)}
+    recipe = recipes.from_plain(ours["recipe"], str(path))
     return Checkpoint(
         path=path,
-        recipe=recipes.from_plain(ours["recipe"], str(path)),
-        tokenizer=Tokenizer.from_json(ours["tokenizer"]),
+        recipe=recipe,
+        tokenizer=kind_of(recipe).tokenizer(ours["tokenizer"]),
         weights=weights,
         step=int(raw["global_step"]),
         data=ours["data"],

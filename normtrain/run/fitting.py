@@ -13,14 +13,13 @@ import torch
 from normtrain import kernels
 from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
-from normtrain.data.corpora import corpus_names
-from normtrain.data.module import TranslationData
+from normtrain.data.base import TokenData
 from normtrain.errors import UserError
-from normtrain.models import build_model
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
+from normtrain.run.kinds import kind_of
 from normtrain.run.loop import Machine, TrainingRun, size_line
 from normtrain.run.machine import resolve_precision
 
@@ -132,7 +131,7 @@ def resume(
 
 def _as_left(
     recipe: Recipe, folder: RunFolder, given: _Given, say: Say
-) -> tuple[TranslationData, Machine, int]:
+) -> tuple[TokenData, Machine, int]:
     """Data, machine and step as a run's last checkpoint left them.
 
     The checkpoint itself goes with this function: it would take memory for the whole training.
@@ -166,8 +165,11 @@ def describe(recipe: Recipe) -> str:
 
 def build_model_on_meta(recipe: Recipe) -> str:
     """Build the model without memory, to find mistakes; returns a line on its size."""
+    kind = kind_of(recipe)
+    known = kind.largest_vocabulary(recipe)
     with torch.device("meta"):
-        return size_line(build_model(recipe.model, recipe.data.vocab_size))
+        line = size_line(kind.model(recipe.model, known or 1))
+    return line if known else f"{line}; and vectors for what the text's tokens will be"
 
 
 class _Given(TypedDict):
@@ -201,7 +203,7 @@ def _machine(
     return machine
 
 
-def _check_text(data: TranslationData, read: Checkpoint) -> None:
+def _check_text(data: TokenData, read: Checkpoint) -> None:
     found, trained = data.corpus.provenance["sha256"], read.data["sha256"]
     if found != trained:
         raise UserError(
@@ -243,8 +245,8 @@ def _settle(recipe: Recipe) -> Recipe:
     """Replace what depends on this machine and this folder by what it stands for here."""
     changes = []
     source = recipe.data.source
-    named = source in corpus_names() or source.startswith("hf:")
-    if not named and Path(source).is_dir():
+    named = source in kind_of(recipe).corpora() or source.startswith("hf:")
+    if not named and Path(source).exists():
         changes.append(f"data.source={json.dumps(str(Path(source).resolve()))}")
     if recipe.train.precision == "auto":
         precision, _ = resolve_precision("auto")
@@ -252,18 +254,8 @@ def _settle(recipe: Recipe) -> Recipe:
     return recipes.override(recipe, changes)
 
 
-def _data(recipe: Recipe, read: Checkpoint | None = None) -> TranslationData:
+def _data(recipe: Recipe, read: Checkpoint | None = None) -> TokenData:
     revision = recipe.data.revision
     if read is not None and read.data["kind"] == "hub":
         revision = read.data["revision"]  # where the recipe pins none, the one it began with
-    return TranslationData(
-        source=recipe.data.source,
-        revision=revision,
-        max_tokens=recipe.data.max_tokens,
-        max_length=recipe.data.max_length,
-        vocab_size=recipe.data.vocab_size,
-        workers=recipe.data.workers,
-        seed=recipe.train.seed,
-        total_batches=recipe.train.max_steps * recipe.optim.accumulate,
-        tokenizer=None if read is None else read.tokenizer,
-    )
+    return kind_of(recipe).data(recipe, revision, None if read is None else read.tokenizer)

@@ -19,15 +19,17 @@ from normtrain.callbacks.metrics import MetricsFile, Recorder
 from normtrain.callbacks.progress import Say, ShowProgress
 from normtrain.callbacks.random_state import RandomState
 from normtrain.callbacks.stop import GracefulStop, StopAsked
-from normtrain.data.module import TranslationData
+from normtrain.data.base import TokenData
 from normtrain.errors import RunError
 from normtrain.files import write_text
-from normtrain.models import Seq2Seq, norm_sites
+from normtrain.models import norm_sites
+from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
+from normtrain.run.kinds import kind_of
 from normtrain.run.machine import keep_freed_memory, resolve_precision
-from normtrain.tasks.translation import TranslationTask
+from normtrain.tasks.base import TrainingTask
 
 
 class Interrupted(KeyboardInterrupt):
@@ -73,13 +75,14 @@ class TrainingRun:
         self,
         recipe: Recipe,
         folder: RunFolder,
-        data: TranslationData,
+        data: TokenData,
         machine: Machine,
         say: Say,
     ) -> None:
         self.recipe, self.folder, self.data = recipe, folder, data
         self.machine, self.say = machine, say
-        self.metrics = MetricsFile(folder.metrics_file)
+        self.kind = kind_of(recipe)
+        self.metrics = MetricsFile(folder.metrics_file, self.kind.score)
 
     def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
         """Train to the end, holding the folder's lock.
@@ -107,7 +110,7 @@ class TrainingRun:
         _quiet()
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
-        task = TranslationTask(
+        task = self.kind.task(
             self.recipe,
             self.data.tokenizer,
             about={
@@ -180,14 +183,15 @@ class TrainingRun:
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
+        best = self.kind.best(self.recipe)
         if train.patience is not None:
-            mode = "max" if train.best == "bleu" else "min"
-            callbacks.append(EarlyStopping(f"val_{train.best}", patience=train.patience, mode=mode))
+            mode = "max" if best == "bleu" else "min"
+            callbacks.append(EarlyStopping(f"val_{best}", patience=train.patience, mode=mode))
         checkpoints = RunCheckpoints(
             self.folder.checkpoints,
             every=train.checkpoint_every,
             keep=train.keep,
-            best=train.best,
+            best=best,
             val_every=train.val_every,
             max_steps=train.max_steps,
         )
@@ -198,7 +202,7 @@ class TrainingRun:
             GracefulStop(checkpoints, self.say),
         ]
 
-    def _announce(self, task: TranslationTask) -> None:
+    def _announce(self, task: TrainingTask) -> None:
         if not is_first_process():
             return
         for line in [*self.data.report, size_line(task.model)]:
@@ -209,7 +213,7 @@ class TrainingRun:
         self.say(f"training in {precision} on {where}; run folder {self.folder.path}")
 
 
-def size_line(model: Seq2Seq) -> str:
+def size_line(model: TokenModel) -> str:
     """A model's parameters and norms, in one line."""
     norms: dict[str, int] = {}
     for name in norm_sites(model):
@@ -227,7 +231,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "not enough memory" in text
 
 
-def _memory_advice(task: TranslationTask, recipe: Recipe) -> str:
+def _memory_advice(task: TrainingTask, recipe: Recipe) -> str:
     shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
     return (
         f"out of memory on a batch of shape {shapes or '(none yet)'}; lower data.max_tokens "

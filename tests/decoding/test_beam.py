@@ -13,7 +13,7 @@ from torch import Tensor
 from normtrain.decoding import Hypothesis, beam_search, length_penalties
 from normtrain.errors import RunError, UserError
 from normtrain.models import Seq2Seq, build_model
-from normtrain.recipe_schema import ModelRecipe
+from normtrain.recipe_tasks import TranslationModel
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -200,7 +200,7 @@ class Recomputed:
 def test_transformer_with_cache_equals_naive_search_without(beam: int) -> None:
     torch.manual_seed(4)
     sizes = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
-    model = build_model(ModelRecipe(norm="rmsnorm", **sizes), 13).double().eval()
+    model = build_model(TranslationModel(norm="rmsnorm", **sizes), 13).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)

@@ -17,7 +17,7 @@ def test_training_loss_is_the_smoothed_cross_entropy_of_real_tokens(
     added = torch.zeros(11) if bias is None else bias
     target = torch.randint(1, 11, (2, 5))
     target[1, 3:] = 0
-    found = training_loss(hidden, weight, target, smoothing, bias)
+    found = training_loss(hidden, weight, target, smoothing, bias, ignore_index=0)
     total, count = 0.0, 0
     for row, step in (target != 0).nonzero().tolist():
         logits = (weight.double() @ hidden[row, step].double() + added).tolist()
@@ -35,9 +35,9 @@ def test_summed_loss_has_no_smoothing_and_no_padding() -> None:
         -logits[r, t].double().log_softmax(0)[target[r, t]].item()
         for r, t in (target != 0).nonzero().tolist()
     )
-    found = summed_loss(logits, target)
+    found = summed_loss(logits, target, ignore_index=0)
     assert found.dtype == torch.float64
     assert float(found) == pytest.approx(expected, rel=1e-6)
     padded = torch.cat([logits, torch.randn(2, 3, 7)], 1)
     wider = torch.cat([target, torch.zeros(2, 3, dtype=torch.int64)], 1)
-    assert float(summed_loss(padded, wider)) == pytest.approx(expected, rel=1e-6)
+    assert float(summed_loss(padded, wider, ignore_index=0)) == pytest.approx(expected, rel=1e-6)

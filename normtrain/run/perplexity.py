@@ -1,0 +1,128 @@
+"""How well a language model knows a text: perplexity and bits, with how they were obtained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from normtrain.data.language import LanguageData
+from normtrain.errors import UserError
+from normtrain.models import CausalLM
+from normtrain.recipe import LanguageRecipe
+from normtrain.run.checkpoint import Checkpoint
+from normtrain.run.results import Results
+from normtrain.tasks.language import next_tokens
+from normtrain.tasks.loss import summed_loss
+
+
+def measure(
+    target: Path,
+    checkpoint: Checkpoint,
+    model: CausalLM,
+    *,
+    split: str,
+    data: str | None,
+    stride: int | None,
+    batch_size: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    """Score every token of a split once and write the result into the run folder.
+
+    Windows of the recipe's ``data.window`` tokens are moved on by ``stride``: each window's last
+    ``stride`` tokens are scored, with those before them as context. The first token of the text
+    has an end of text before it.
+
+    Args:
+        target: what the user named: a run folder or a checkpoint file.
+        checkpoint: read from there.
+        model: its model, on its device.
+        split: ``train``, ``valid``, ``test``, or any other of the corpus.
+        data: another corpus than the run's.
+        stride: by default the whole window, which is quickest and gives the least context.
+        batch_size: windows at once; it changes no result beyond the last digits.
+        progress: called with windows done and in all.
+
+    Returns:
+        Plain values. ``loss`` is in nats a token; ``perplexity`` is of a token,
+        ``word_perplexity`` spreads the same nats over the text's words, line ends counted as words
+        where the tokenizer does; ``bits_per_byte`` and ``bits_per_character`` over its UTF-8.
+
+    Raises:
+        ValueError: for a corpus or a stride that can't be used.
+    """
+    recipe = cast(LanguageRecipe, checkpoint.recipe)
+    if stride is not None and not 1 <= stride <= recipe.data.window:
+        raise UserError(
+            f"--stride is from 1 to the recipe's data.window ({recipe.data.window}), not {stride}"
+        )
+    source = data or recipe.data.source
+    module = LanguageData(
+        source=source,
+        revision=checkpoint.data["revision"] if data is None else None,
+        tokenizer=recipe.data.tokenizer,
+        window=recipe.data.window,
+        max_tokens=recipe.data.max_tokens,
+        document_mark=recipe.data.document_mark,
+        given_tokenizer=checkpoint.tokenizer,
+        splits=[split],
+    )
+    module.setup()
+    loss = _summed(model, module, split, stride, batch_size, progress)
+    encoded = module.encoded[split]
+    results = Results(target, checkpoint)
+    used = stride or recipe.data.window
+    parts = [] if used == recipe.data.window else [f"stride{used}"]
+    return results.write(
+        {
+            **_numbers(loss, encoded.counts),
+            "window": recipe.data.window,
+            "stride": used,
+        },
+        data=data,
+        split=split,
+        parts=parts,
+        corpus=module.corpus.provenance,
+    )
+
+
+@torch.no_grad()
+def _summed(
+    model: CausalLM,
+    module: LanguageData,
+    split: str,
+    stride: int | None,
+    batch_size: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> float:
+    """Nats of the whole split."""
+    loader = module.evaluation_loader(split, stride=stride, batch_size=batch_size)
+    device, total = model.head.weight.device, 0.0
+    for done, batch in enumerate(loader, start=1):
+        inputs, targets = next_tokens({key: value.to(device) for key, value in batch.items()})
+        total += float(summed_loss(model(inputs), targets))
+        if progress is not None:
+            progress(done, len(loader))
+    return total
+
+
+def _numbers(nats: float, counts: Any) -> dict[str, Any]:
+    def perplexity(count: int) -> float:
+        share = nats / count
+        return math.exp(share) if share < 700 else math.inf
+
+    bits = nats / math.log(2)
+    return {
+        "loss": nats / counts.tokens,
+        "perplexity": perplexity(counts.tokens),
+        "word_perplexity": perplexity(counts.words),
+        "bits_per_byte": bits / counts.bytes,
+        "bits_per_character": bits / counts.characters,
+        "tokens": counts.tokens,
+        "words": counts.words,
+        "bytes": counts.bytes,
+        "characters": counts.characters,
+    }
