@@ -24,7 +24,7 @@ _HOME = {
     "EncodingReport": "encoding",
     "cached_tokenizer": "encoding",
     "encode_pairs": "encoding",
-    "ResumableLoader": "batching",
+    "ResumableLoader": "epochs",
     "SortedBatches": "batching",
     "TokenBatches": "batching",
     "TranslationBatches": "batching",
