@@ -76,7 +76,7 @@ def test_it_learns(knowing: Path) -> None:
     losses = [float(row["val_loss"]) for row in rows(knowing) if row["val_loss"]]
     assert values == [math.exp(loss) for loss in losses]
     assert values == sorted(values, reverse=True)
-    assert values[-1] < 5  # of 257 bytes
+    assert values[-1] < 7  # of 257 bytes
 
 
 def nats(run: Path, split: str, context: int) -> tuple[float, int]:
