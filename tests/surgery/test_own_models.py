@@ -16,6 +16,7 @@ from normtrain.models.blocks import LayerConfig
 from normtrain.norms import NormRules
 from normtrain.surgery import (
     Stream,
+    check_swap,
     streams_of,
     swap_norms,
     to_crmsnorm,
@@ -168,9 +169,10 @@ def test_models_trained_with_a_zero_mean_convert(builder: str, to: str, placemen
     assert not any(m.recentre for m in residuals)
 
 
+@pytest.mark.parametrize("kv_heads", [None, 1])
 @pytest.mark.parametrize("to", CONVERSIONS)
-def test_decoding_step_by_step_agrees_too(to: str) -> None:
-    model = scramble(seq2seq()).double()
+def test_decoding_step_by_step_agrees_too(to: str, kv_heads: int | None) -> None:
+    model = scramble(seq2seq(kv_heads=kv_heads)).double()
     assert isinstance(model, Seq2Seq)
     CONVERSIONS[to](model)
     source, target = tokens(), tokens(time=5)
@@ -209,6 +211,13 @@ def test_a_narrowed_causal_model_is_one_that_can_be_built(tie: str) -> None:
     rebuilt = causal(norm, tie="none", d_stream=WIDTH - 1, head_bias=True).double().eval()
     rebuilt.load_state_dict(model.state_dict())
     assert relative_error(outputs(rebuilt), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_a_swap_in_a_causal_model_is_sound(positions: str) -> None:
+    model = causal(qk_norm="layernorm", kv_heads=1, positions=positions, dropout=0.0)
+    result = check_swap(model, "rmsnorm", (tokens(),))
+    assert [check.status for check in result.checks] == ["ok"] * len(result.checks)
 
 
 def test_swapped_norms_keep_a_causal_model_decoding() -> None:
