@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -152,6 +154,14 @@ def test_every_kind_keeps_its_protocol(kind: str) -> None:
     assert again.fingerprint == tokenizer.fingerprint
     assert (again.kind, again.vocab_size, again.eos) == (kind, tokenizer.vocab_size, tokenizer.eos)
     assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_copies_encode_alike(kind: str) -> None:
+    tokenizer, text = trained(kind), "the <|endoftext|> norm \udc80"
+    for again in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("kind", SIZES)

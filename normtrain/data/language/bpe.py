@@ -100,6 +100,10 @@ class BpeTokenizer:
         """SHA-256 of everything that decides how text is encoded."""
         return fingerprint_of(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own copies forget that special tokens in text are plain text.
+        return bpe_from_rules, (self._core.to_str(), self._end)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not self._by_words:
             return self._encode_directly(texts)
