@@ -107,22 +107,23 @@ class BpeTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not self._by_words:
             return self._encode_directly(texts)
-        return [
-            self._encode_directly([text])[0] if _OTHER_SPACE.search(text) else self._words(text)
-            for text in texts
-        ]
+        odd = {i for i, text in enumerate(texts) if _OTHER_SPACE.search(text)}
+        words = [[] if i in odd else _WORDS.findall(text) for i, text in enumerate(texts)]
+        ids = self._encode_words(words)
+        for i in odd:
+            ids[i] = self._encode_directly([texts[i]])[0]
+        return ids
 
-    def _words(self, text: str) -> list[int]:
-        """What `_encode_directly` gives, several times as fast on text whose words return."""
-        words = _WORDS.findall(text)
+    def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
+        """What `_encode_directly` gives, in less time on text whose words return."""
         if self._known_size > _REMEMBERED:
             self._known, self._known_size = {}, 0
-        known = self._known
-        new = list(dict.fromkeys(word for word in words if word not in known))
+        known, chained = self._known, itertools.chain.from_iterable
+        new = list(dict.fromkeys(word for word in chained(texts) if word not in known))
         if new:
             known.update(zip(new, self._encode_directly(new), strict=True))
             self._known_size += sum(map(len, new))
-        return list(itertools.chain.from_iterable(map(known.__getitem__, words)))
+        return [list(chained(map(known.__getitem__, words))) for words in texts]
 
     def _encode_directly(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._core.encode_batch_fast(texts, add_special_tokens=False)
