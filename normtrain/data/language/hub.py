@@ -44,7 +44,8 @@ def load_hub_text(
     Args:
         repository: ``owner/name``.
         configuration: which of the dataset's configurations; None takes its only one.
-        revision: a branch, tag or commit; None takes the newest.
+        revision: a branch, tag or commit (of enwik8, one that holds its rows as data files); None
+            takes the newest.
         splits: which splits; None takes train, valid and, where there is one, test.
         loader: stands in for the Hub.
 
