@@ -114,6 +114,8 @@ def what_runs(name: str) -> str:
         try:
             norm = build_norm(name, 64, device=device)
             by = record.backend(norm, x)
+        except UserError:  # a backend was asked for that there isn't
+            raise
         except Exception as error:
             by = f"unknown ({type(error).__name__}: {error})"
         if by == "native":

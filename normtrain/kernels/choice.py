@@ -1,8 +1,9 @@
 """Which backend is asked for: ``NORMTRAIN_KERNELS``, or `use` around a piece of a program.
 
 ==========  ======================================================================================
-auto        for now the same as ``aten``: the fused kernels have to be asked for until they hold at
-            every extreme that the formulas hold at, and have run on a GPU
+auto        on the CPU ``native``, but PyTorch's kernel for ``layernorm``, which so keeps the bits
+            of `torch.nn.LayerNorm`; where there is no extension, and on a GPU (the Triton kernels
+            have yet to be measured on one), ``aten``
 plain       differentiable torch formulas, for everything
 aten        PyTorch's kernels and functions made of its operations
 native      the CPU's fused kernels wherever they can run, ``layernorm`` included
@@ -85,9 +86,10 @@ class Choice(NamedTuple):
 
 
 def _chosen(name: str) -> Choice:
-    found = module(name) if name in ("native", "triton") else None
-    fused = None if isinstance(found, str) else found
-    return Choice(name, fused, fused if name == "triton" else None)
+    fused = {"auto": "native", "native": "native", "triton": "triton"}.get(name)
+    found = module(fused) if fused else None
+    usable = None if isinstance(found, str) else found
+    return Choice(name, usable, usable if name == "triton" else None)
 
 
 def current() -> Choice:

@@ -5,8 +5,7 @@ choice, so that benchmarks and ``norms show`` can print it; what a user asks for
 `normtrain.kernels.choice`.
 
 No operation returns NaN or infinity, forward or backward, for a finite input whose exact result
-its dtype can hold. The plain formulas bring every row into range themselves; so do the fused
-kernels, but for a few rows at the very edge of float32, which is why they have to be asked for.
+its dtype can hold. The plain formulas and the fused kernels bring every row into range themselves.
 PyTorch's kernels are checked by the statistics they give (on the CPU, where that costs a look at
 one number a row) or get rows already in range (elsewhere, where a look would stall the device).
 """
@@ -105,6 +104,9 @@ def fused_backend(
     choice, on_cpu = current(), x.is_cpu
     found = choice.cpu if on_cpu else choice.gpu
     if found is None or eps < _LEAST[op] or _interpreted(x) or not found.serves(x):
+        return None
+    # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
+    if weight is not None and op == "layer_norm" and choice.wanted == "auto":
         return None
     if _watched() and _faked():
         return None

@@ -14,6 +14,7 @@ from torch import nn
 
 from normtrain.cli import docstring
 from normtrain.cli.norms import option_text, short_formula, short_source
+from normtrain.kernels import choice
 from normtrain.norms import NormSpec, build_norm, norm_info, norm_names, register_norm, registry
 
 Command = Callable[..., Any]
@@ -319,3 +320,11 @@ def test_the_docs_numbers_for_eps_are_right() -> None:
         y = build_norm(f"rmsnorm:eps=1e-5,eps_mode={mode}", 8)(row)
         assert f"{y.square().mean().sqrt().item():.2g}" == size
         assert re.search(rf"^\| {mode}: .+ \| {size} \|$", sections()["eps"], re.MULTILINE)
+
+
+def test_a_backend_that_is_none_is_a_misuse(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(choice.VARIABLE, "nativ")
+    monkeypatch.setattr(choice, "_current", None)
+    assert_misuse(command("norms", "show", "rmsnorm"), "NORMTRAIN_KERNELS", "not 'nativ'")

@@ -271,7 +271,7 @@ def test_residual_dropout_and_norm_in_one(
 def test_forcing_a_backend() -> None:
     norm, x = build_norm("rmsnorm", 8), torch.randn(2, 8)
     plain = build_norm("layernorm", 8)
-    for name, want in (("native", True), ("plain", False), ("aten", False), ("auto", False)):
+    for name, want in (("native", True), ("plain", False), ("aten", False), ("auto", True)):
         with kernels.use(name):
             assert ("normtrain::rows_forward" in operations(lambda: norm(x))) == want
             # the bits of torch.nn.LayerNorm, unless the native kernels are asked for
@@ -288,7 +288,7 @@ def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 8)
     for value, want in (
         ("native", "native"),
-        ("", "function"),
+        ("", "native"),
         ("plain", "plain"),
         ("aten", "function"),
     ):
