@@ -109,7 +109,9 @@ class _Language(Kind):
             source=data.source,
             revision=revision,
             tokenizer=data.tokenizer,
-            vocab_size=data.vocab_size,
+            vocab_size=self.largest_vocabulary(recipe)
+            if data.tokenizer == "bpe"
+            else data.vocab_size,
             window=data.window,
             max_tokens=data.max_tokens,
             document_mark=data.document_mark,
