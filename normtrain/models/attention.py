@@ -7,57 +7,86 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
+from normtrain.models.rotary import rotate
 
 
 class KeyValueCache:
     """Keys and values of the tokens decoded so far, one row a hypothesis.
 
-    Stored time first and twice, so that following the hypotheses is one copy between two
-    buffers. The buffers double when full: each entry is copied a bounded number of times.
+    Stored time first, and twice once rows are selected, so that following the hypotheses is one
+    copy between two buffers. The buffers double when full: each entry is copied a bounded number
+    of times. The first entry says how many rows there are, how wide, and of which dtype.
 
-    Args:
-        rows: number of hypotheses, ``batch * beams``.
-        width: width of keys and values together, ``2 * dim``.
-        like: a tensor whose dtype and device the storage takes.
+    Attributes:
+        length: tokens so far.
     """
 
-    def __init__(self, rows: int, width: int, like: Tensor) -> None:
+    def __init__(self) -> None:
         self.length = 0
-        self.store = like.new_empty(16, rows, width)
-        self.spare = torch.empty_like(self.store)
+        self.store: Tensor | None = None
+        self.spare: Tensor | None = None
 
     def append(self, entry: Tensor) -> Tensor:
-        """Add one token's ``(rows, 1, width)`` and return all so far, ``(rows, length, width)``."""
-        if self.length == self.store.size(0):
-            grown = self.store.new_empty(2 * self.length, *self.store.shape[1:])
-            grown[: self.length] = self.store
-            self.store, self.spare = grown, torch.empty_like(grown)
-        self.store[self.length] = entry[:, 0]
-        self.length += 1
+        """Add the keys and values of n tokens, ``(rows, n, width)`` with ``width`` both together.
+
+        Returns:
+            All so far, ``(rows, length, width)``; overwritten by no later call but `select`'s.
+        """
+        start, self.length = self.length, self.length + entry.size(1)
+        if self.store is None or self.length > self.store.size(0):
+            size = max(16 if self.store is None else 2 * self.store.size(0), self.length)
+            grown = entry.new_empty(size, entry.size(0), entry.size(2))
+            if self.store is not None:
+                grown[:start] = self.store[:start]
+            self.store = grown
+        self.store[start : self.length] = entry.transpose(0, 1)
         return self.store[: self.length].transpose(0, 1)
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in the given order (repeats allowed)."""
-        if rows.numel() != self.store.size(1):
-            self.spare = self.store.new_empty(self.store.size(0), rows.numel(), self.store.size(2))
+        if self.store is None:
+            return
+        size, _, width = self.store.shape
+        if self.spare is None or self.spare.shape != (size, rows.numel(), width):
+            self.spare = self.store.new_empty(size, rows.numel(), width)
         n = self.length
         torch.index_select(self.store[:n], 1, rows, out=self.spare[:n])
         self.store, self.spare = self.spare, self.store
-        if self.spare.shape != self.store.shape:
-            self.spare = torch.empty_like(self.store)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def check_heads(dim: int, heads: int, kv_heads: int | None) -> None:
+    """Refuse numbers of heads that do not divide what they share.
+
+    Raises:
+        UserError: ``heads`` does not divide ``dim``, or ``kv_heads`` does not divide ``heads``.
+    """
+    if heads < 1 or dim % heads:
+        raise UserError(f"heads={heads} does not divide d_model={dim}")
+    if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        raise UserError(f"kv_heads={kv_heads} does not divide heads={heads}")
+
+
+def _heads(
+    x: Tensor, heads: int, norm: nn.Module | None = None, rotation: Tensor | None = None
+) -> Tensor:
     # (batch, time, dim) -> (batch, heads, time, head_dim)
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    x = x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    if norm is not None:
+        x = norm(x)
+    return x if rotation is None else rotate(x, rotation)
 
 
 class Attention(nn.Module):
     """Scaled dot-product attention with ``heads`` heads (Vaswani et al. 2017, section 3.2).
 
+    With ``kv_heads`` below ``heads``, that many heads of keys and values each serve a group of
+    neighbouring query heads (Ainslie et al. 2023, GQA). Rotary positions, where they are given,
+    turn queries and keys after their norms, so a norm sees no position (as in Qwen3 and OLMo 2).
+
     Args:
-        dim: width of queries, keys and values, all heads together.
-        heads: number of heads; must divide ``dim``.
+        dim: width of the queries, all heads together.
+        heads: number of query heads; must divide ``dim``.
+        kv_heads: number of heads of keys and values; must divide ``heads``, which None stands for.
         stream: width of what it reads and writes; None is ``dim``.
         cross: queries from one stream, keys and values from another.
         dropout: probability of dropping an attention weight, in training.
@@ -66,7 +95,7 @@ class Attention(nn.Module):
         k_norm: the same for keys (Henry et al. 2020; Dehghani et al. 2023).
 
     Raises:
-        ValueError: if ``heads`` does not divide ``dim``.
+        UserError: ``heads`` does not divide ``dim``, or ``kv_heads`` does not divide ``heads``.
     """
 
     def __init__(
@@ -74,6 +103,7 @@ class Attention(nn.Module):
         dim: int,
         heads: int,
         *,
+        kv_heads: int | None = None,
         stream: int | None = None,
         cross: bool = False,
         dropout: float = 0.0,
@@ -82,23 +112,28 @@ class Attention(nn.Module):
         k_norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if dim % heads:
-            raise UserError(f"heads={heads} does not divide d_model={dim}")
+        check_heads(dim, heads, kv_heads)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        self.kv_dim = dim // heads * self.kv_heads
         self.dim, self.heads, self.cross, self.dropout = dim, heads, cross, dropout
         self.stream = dim if stream is None else stream
         if cross:
             self.query = nn.Linear(self.stream, dim, bias=bias)
-            self.key_value = nn.Linear(self.stream, 2 * dim, bias=bias)
+            self.key_value = nn.Linear(self.stream, 2 * self.kv_dim, bias=bias)
         else:
-            self.query_key_value = nn.Linear(self.stream, 3 * dim, bias=bias)
+            self.query_key_value = nn.Linear(self.stream, dim + 2 * self.kv_dim, bias=bias)
         self.output = nn.Linear(dim, self.stream, bias=bias)
         self.q_norm, self.k_norm = q_norm, k_norm
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Xavier-uniform for each projection by itself, zero biases."""
-        for linear in (m for m in self.modules() if isinstance(m, nn.Linear)):
-            rows = self.stream if linear is self.output else self.dim
+        key_value = [self.kv_dim, self.kv_dim]
+        if self.cross:
+            inner = [(self.query, [self.dim]), (self.key_value, key_value)]
+        else:
+            inner = [(self.query_key_value, [self.dim, *key_value])]
+        for linear, rows in [*inner, (self.output, [self.stream])]:
             for block in linear.weight.split(rows):
                 nn.init.xavier_uniform_(block)
             if linear.bias is not None:
@@ -111,6 +146,7 @@ class Attention(nn.Module):
         *,
         mask: Tensor | None = None,
         causal: bool = False,
+        rotation: Tensor | None = None,
     ) -> Tensor:
         """Attend over a whole sequence.
 
@@ -120,6 +156,8 @@ class Attention(nn.Module):
                 cross-attention only.
             mask: bool, broadcastable to ``(batch, heads, time, source)``; True may be attended.
             causal: hide later positions from earlier ones.
+            rotation: of the positions, from :class:`~normtrain.models.rotary.Rotary`; in
+                self-attention only.
 
         Returns:
             ``(batch, time, stream)``.
@@ -129,16 +167,11 @@ class Attention(nn.Module):
             query = self.query(x)
             key, value = self.key_value(memory).chunk(2, -1)
         else:
-            query, key, value = self.query_key_value(x).chunk(3, -1)
-        q, k = self._normed(_heads(query, self.heads), _heads(key, self.heads))
-        return self._attend(q, k, _heads(value, self.heads), mask=mask, causal=causal)
-
-    def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        if self.k_norm is not None:
-            k = self.k_norm(k)
-        return q, k
+            parts = self.query_key_value(x).split([self.dim, self.kv_dim, self.kv_dim], -1)
+            query, key, value = parts
+        q = _heads(query, self.heads, self.q_norm, rotation)
+        k = _heads(key, self.kv_heads, self.k_norm, rotation)
+        return self._attend(q, k, _heads(value, self.kv_heads), mask=mask, causal=causal)
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, causal: bool = False
@@ -149,27 +182,35 @@ class Attention(nn.Module):
             q, k, v = q.float(), k.float(), v.float()
         p = self.dropout if self.training else 0.0
         with torch.autocast(q.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=p, is_causal=causal)
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, p, causal, enable_gqa=self.kv_heads != self.heads
+            )
         return self.output(y.to(dtype).transpose(1, 2).flatten(2))
 
-    def step(self, x: Tensor, cache: KeyValueCache) -> Tensor:
-        """Self-attention of one new token over all before it.
+    def step(self, x: Tensor, cache: KeyValueCache, rotation: Tensor | None = None) -> Tensor:
+        """Causal self-attention of new tokens over each other and all before them.
 
         Args:
-            x: ``(rows, 1, stream)``.
+            x: ``(rows, n, stream)``.
             cache: keys and values so far; extended in place.
+            rotation: of the new tokens' positions.
+
+        Returns:
+            ``(rows, n, stream)``.
         """
-        query, entry = self.query_key_value(x).split([self.dim, 2 * self.dim], -1)
-        q = _heads(query, self.heads)
-        if self.k_norm is not None:
+        query, entry = self.query_key_value(x).split([self.dim, 2 * self.kv_dim], -1)
+        if self.k_norm is not None or rotation is not None:
             key, value = entry.chunk(2, -1)
-            entry = torch.cat(
-                [self.k_norm(_heads(key, self.heads)).transpose(1, 2).flatten(2), value], -1
-            )
-        if self.q_norm is not None:
-            q = self.q_norm(q)
+            k = _heads(key, self.kv_heads, self.k_norm, rotation)
+            entry = torch.cat([k.transpose(1, 2).flatten(2), value], -1)
+        q = _heads(query, self.heads, self.q_norm, rotation)
+        new, before = x.size(1), cache.length
         key, value = cache.append(entry).chunk(2, -1)
-        return self._attend(q, _heads(key, self.heads), _heads(value, self.heads), mask=None)
+        mask = None
+        if new > 1 and before:  # is_causal would align the first new token with the first of all
+            mask = torch.ones(new, before + new, dtype=torch.bool, device=x.device).tril(before)
+        k, v = _heads(key, self.kv_heads), _heads(value, self.kv_heads)
+        return self._attend(q, k, v, mask=mask, causal=new > 1 and not before)
 
     def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a memory, once for a whole decoding.
@@ -178,13 +219,11 @@ class Attention(nn.Module):
             memory: ``(batch, source, stream)``.
 
         Returns:
-            Two tensors ``(batch, heads, source, head_dim)``.
+            Two tensors ``(batch, kv_heads, source, head_dim)``.
         """
         key, value = self.key_value(memory).chunk(2, -1)
-        k = _heads(key, self.heads)
-        if self.k_norm is not None:
-            k = self.k_norm(k)
-        return k.contiguous(), _heads(value, self.heads).contiguous()
+        k = _heads(key, self.kv_heads, self.k_norm)
+        return k.contiguous(), _heads(value, self.kv_heads).contiguous()
 
     def step_cross(
         self, x: Tensor, remembered: tuple[Tensor, Tensor], mask: Tensor | None
@@ -200,7 +239,5 @@ class Attention(nn.Module):
             mask: bool ``(batch, 1, 1, source)`` or None.
         """
         batch = remembered[0].size(0)
-        q = _heads(self.query(x.view(batch, -1, self.stream)), self.heads)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
+        q = _heads(self.query(x.view(batch, -1, self.stream)), self.heads, self.q_norm)
         return self._attend(q, *remembered, mask=mask).view(x.shape)

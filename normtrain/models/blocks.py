@@ -17,17 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
-from normtrain.models.attention import Attention, KeyValueCache
+from normtrain.models.attention import Attention, KeyValueCache, check_heads
 from normtrain.norms import NormRules, build_norm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
+    "gelu-tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
     "swiglu": F.silu,
 }
 PLACEMENTS = ("pre", "post", "sandwich")
@@ -44,8 +46,8 @@ class LayerConfig:
     """What every layer of a stack shares; the names are the recipe's.
 
     Raises:
-        UserError: a placement, activation, zero_mean or d_stream that does not exist, or a
-            recentred stream under post-norm.
+        UserError: a placement, activation, zero_mean or d_stream that does not exist, heads that
+            do not divide d_model or kv_heads heads, or a recentred stream under post-norm.
     """
 
     d_model: int
@@ -61,6 +63,7 @@ class LayerConfig:
     bias: bool = True
     d_stream: int | None = None
     zero_mean: str = "none"
+    kv_heads: int | None = None
 
     @property
     def stream(self) -> int:
@@ -69,6 +72,7 @@ class LayerConfig:
 
     def __post_init__(self) -> None:
         """Refuse what does not exist and what contradicts itself."""
+        check_heads(self.d_model, self.heads, self.kv_heads)
         if self.placement not in PLACEMENTS:
             raise UserError(f"placement is one of {', '.join(PLACEMENTS)}, not {self.placement!r}")
         if self.activation not in ACTIVATIONS:
@@ -157,6 +161,7 @@ def build_attention(config: LayerConfig, *, cross: bool = False) -> Attention:
     return Attention(
         config.d_model,
         config.heads,
+        kv_heads=config.kv_heads,
         stream=config.stream,
         cross=cross,
         dropout=config.attention_dropout,
@@ -182,10 +187,23 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(config)
         self.feed_forward_residual = Residual(config, f"{name}.feed_forward_residual")
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map ``(batch, source, stream)`` to the same; ``mask`` is True on real tokens."""
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, rotation: Tensor | None = None
+    ) -> Tensor:
+        """Map ``(batch, source, stream)`` to the same.
+
+        ``mask`` is True on real tokens; ``rotation`` is the positions', where they are rotary.
+        """
         assert mask is None or not self.causal, "torch's attention takes a mask or causal=True"
-        x = self.attention_residual(x, lambda h: self.attention(h, mask=mask, causal=self.causal))
+        x = self.attention_residual(
+            x, lambda h: self.attention(h, mask=mask, causal=self.causal, rotation=rotation)
+        )
+        return self.feed_forward_residual(x, self.feed_forward)
+
+    def step(self, x: Tensor, cache: KeyValueCache, rotation: Tensor | None) -> Tensor:
+        """The causal layer for new tokens only: ``(rows, n, stream)``; extends ``cache``."""
+        assert self.causal, "a token of a layer that reads ahead can't be computed before the next"
+        x = self.attention_residual(x, lambda h: self.attention.step(h, cache, rotation))
         return self.feed_forward_residual(x, self.feed_forward)
 
 

@@ -1,35 +1,56 @@
-"""The decoder-only Transformer: a language model as a plain module."""
+"""The decoder-only Transformer: a language model as a plain module, and its decoding state."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
+from normtrain.errors import UserError
+from normtrain.models.attention import KeyValueCache
 from normtrain.models.blocks import EncoderLayer, LayerConfig, Stack
 from normtrain.models.embedding import TokenModel
-from normtrain.models.positions import Positions
+from normtrain.models.positions import Positions, check_fits
+from normtrain.models.rotary import Rotary
+
+POSITIONS = ("rotary", "learned", "sinusoidal", "none")
+ROTARY_BASE = 10000.0
+_STD = 0.02
 
 
 class CausalLM(TokenModel):
     """Decoder-only Transformer (Radford et al. 2018) with any norm at any place.
 
+    Weights start as GPT-2's (Radford et al. 2019): matrices normal with standard deviation 0.02,
+    those that write into the stream divided by ``sqrt(2 * layers)``, biases 0. Embedding vectors
+    are multiplied by ``sqrt(d_model)`` only where an ``embedding_norm`` gives them unit length.
+
     Args:
         config: what all layers share.
         vocab_size: number of token ids.
         layers: number of layers.
-        positions: ``"sinusoidal"`` or ``"learned"``.
-        max_positions: longest sequence, in tokens.
+        positions: ``"rotary"`` (Su et al. 2021, queries and keys turned, after their norms),
+            ``"learned"`` or ``"sinusoidal"`` (vectors added to the tokens'), or ``"none"``
+            (Haviv et al. 2022: the causal mask alone tells where a token stands).
+        rotary_base: theta of rotary positions.
+        max_positions: longest sequence, in tokens, whatever ``positions``.
         tie: whether the output matrix is the embedding matrix.
         embedding_norm: the norm of embedding vectors, see :class:`TokenModel`.
         head_bias: whether the logits have a bias.
 
     Attributes:
         norms: the rules it was built with.
+        max_positions: as given.
 
     Raises:
-        ValueError: if ``positions`` or ``embedding_norm`` does not exist.
+        UserError: ``positions`` or ``embedding_norm`` does not exist, ``layers`` or
+            ``max_positions`` is below 1, a head is of odd width under rotary positions, or
+            ``rotary_base`` is given without them.
     """
+
+    always_scaled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -37,37 +58,156 @@ class CausalLM(TokenModel):
         vocab_size: int,
         *,
         layers: int,
-        positions: str = "learned",
+        positions: str = "rotary",
+        rotary_base: float = ROTARY_BASE,
         max_positions: int = 1024,
         tie: bool = True,
         embedding_norm: str = "none",
         head_bias: bool = False,
     ) -> None:
+        _check(layers, positions, rotary_base, max_positions)
         super().__init__(config, vocab_size, embedding_norm=embedding_norm, tied=tie)
-        d = config.stream
+        d, self.max_positions = config.stream, max_positions
         self.embedding = nn.Embedding(vocab_size, d)
-        self.positions = Positions(positions, max_positions, d)
+        self.positions: Positions | Rotary | None = None
+        if positions == "rotary":
+            self.positions = Rotary(max_positions, config.d_model // config.heads, rotary_base)
+        elif positions != "none":
+            self.positions = Positions(positions, max_positions, d)
         self.decoder = Stack(config, layers, "decoder", partial(EncoderLayer, causal=True))
         self.head = nn.Linear(d, vocab_size, bias=head_bias)
-        nn.init.normal_(self.embedding.weight, std=d**-0.5)
         if tie:
             self.head.weight = self.embedding.weight
-        else:
-            nn.init.normal_(self.head.weight, std=d**-0.5)
-        if head_bias:
+        self._reset_weights()
+
+    def _reset_weights(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=_STD)
+        if isinstance(self.positions, Positions) and self.positions.kind == "learned":
+            nn.init.normal_(self.positions.weight, std=_STD)
+        layers = self._layers()
+        for layer in layers:
+            _reset(layer.attention.query_key_value, _STD)
+            _reset(layer.feed_forward.inner, _STD)
+            for writer in (layer.attention.output, layer.feed_forward.outer):
+                _reset(writer, _STD / (2 * len(layers)) ** 0.5)
+        if not self.tied:
+            _reset(self.head, _STD)
+        elif self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
+
+    def _layers(self) -> list[EncoderLayer]:
+        return cast(list[EncoderLayer], list(self.decoder.layers))
+
+    @property
+    def position_kind(self) -> str:
+        """What ``positions`` would build this model, after any conversion."""
+        if self.positions is None:
+            return "none"
+        return self.positions.kind if isinstance(self.positions, Positions) else "rotary"
+
+    def _enter(self, tokens: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
+        """What enters the stack, ``(batch, time, stream)``, and the rotation of its positions."""
+        check_fits(start + tokens.size(1), self.max_positions)
+        added = self.positions if isinstance(self.positions, Positions) else None
+        x = self.embed(tokens, self.embedding, added, start)
+        if isinstance(self.positions, Rotary):
+            return x, self.positions(tokens.size(1), start)
+        return x, None
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """The stack's last vectors, ``(batch, time, stream)``, before the output matrix."""
-        return self.decoder(self.embed(tokens, self.embedding, self.positions))
+        x, rotation = self._enter(tokens)
+        return self.decoder(x, None, rotation)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits.
 
         Args:
-            tokens: ``(batch, time)`` int64.
+            tokens: ``(batch, time)`` int64. Rows do not see each other, and no token sees a later
+                one: what pads a shorter row on the right changes nothing before it.
 
         Returns:
-            ``(batch, time, vocab_size)``; those at a position depend on no later token.
+            ``(batch, time, vocab_size)``.
+
+        Raises:
+            UserError: the sequence is longer than ``max_positions``.
         """
         return self.logits(self.hidden(tokens))
+
+    def start(self, rows: int) -> CausalState:
+        """Prepare to decode ``rows`` sequences of equal length, none of whose tokens is fed yet."""
+        return CausalState(rows, [KeyValueCache() for _ in self.decoder.layers])
+
+    def prefill(self, tokens: Tensor, state: CausalState, *, last: bool = False) -> Tensor:
+        """Feed the next tokens of every row; in whatever portions, logits are `forward`'s.
+
+        Args:
+            tokens: ``(rows, time)`` int64, at least one a row.
+            state: from :meth:`start`; advanced in place.
+            last: only the logits after the last token, which a long prompt wants.
+
+        Returns:
+            Next-token logits ``(rows, time, vocab_size)``, or ``(rows, 1, vocab_size)``.
+
+        Raises:
+            UserError: the sequence is longer than ``max_positions``, or ``tokens`` has another
+                number of rows than ``state``, or no tokens.
+        """
+        if tokens.ndim != 2 or tokens.size(0) != state.rows or tokens.size(1) < 1:
+            shape = tuple(tokens.shape)
+            raise UserError(f"tokens are ({state.rows}, time) with time at least 1, not {shape}")
+        x, rotation = self._enter(tokens, state.length)
+        for layer, cache in zip(self._layers(), state.caches, strict=True):
+            x = layer.step(x, cache, rotation)
+        state.length += tokens.size(1)
+        if state.output is None:
+            state.output = self.output_matrix()
+        return self.logits(self.decoder.norm(x[:, -1:] if last else x), state.output)
+
+    def step(self, tokens: Tensor, state: CausalState) -> Tensor:
+        """Feed one token to every row.
+
+        Args:
+            tokens: ``(rows,)`` int64.
+            state: from :meth:`start`; advanced in place.
+
+        Returns:
+            Next-token logits ``(rows, vocab_size)``.
+
+        Raises:
+            UserError: as for :meth:`prefill`.
+        """
+        return self.prefill(tokens[:, None], state)[:, 0]
+
+
+@dataclass
+class CausalState:
+    """What a decoding remembers between two steps.
+
+    Attributes:
+        rows: sequences decoded side by side.
+        caches: per layer, keys and values of the tokens so far.
+        length: tokens fed so far, of every row.
+        output: ``(vocab_size, stream)``, the output matrix, normalised where the model does.
+    """
+
+    rows: int
+    caches: list[KeyValueCache]
+    length: int = 0
+    output: Tensor | None = None
+
+
+def _check(layers: int, positions: str, rotary_base: float, max_positions: int) -> None:
+    if positions not in POSITIONS:
+        raise UserError(f"positions is one of {', '.join(POSITIONS)}, not {positions!r}")
+    if positions != "rotary" and rotary_base != ROTARY_BASE:
+        raise UserError(f"rotary_base={rotary_base} changes nothing with positions={positions}")
+    for name, value in (("layers", layers), ("max_positions", max_positions)):
+        if value < 1:
+            raise UserError(f"{name} is {value}; it must be at least 1")
+
+
+def _reset(linear: nn.Linear, std: float) -> None:
+    nn.init.normal_(linear.weight, std=std)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +31,12 @@ class TokenModel(nn.Module):
     Attributes:
         norms: the rules it was built with.
         zero_mean: other than ``"none"``, vectors enter the stack recentred; read at every call.
+        always_scaled: whether vectors are multiplied by ``sqrt(d_model)`` (Vaswani et al. 2017)
+            without an ``embedding_norm`` too.
+        scale: what vectors are multiplied by.
     """
+
+    always_scaled: ClassVar[bool] = True
 
     head: nn.Linear
 
@@ -39,21 +45,23 @@ class TokenModel(nn.Module):
     ) -> None:
         super().__init__()
         self.norms, self.zero_mean = config.norms, config.zero_mean
-        self.vocab_size, self.tied, self.scale = vocab_size, tied, math.sqrt(config.d_model)
+        self.vocab_size, self.tied = vocab_size, tied
         spec = NormSpec.parse(embedding_norm)
+        scaled = self.always_scaled or spec.name != "none"
+        self.scale = math.sqrt(config.d_model) if scaled else 1.0
         # One norm for all tables: where they are tied, their vectors must stay the same vectors.
         self.embedding_norm = None if spec.name == "none" else build_norm(spec, config.stream)
         self.dropout = nn.Dropout(config.dropout)
 
     def embed(
-        self, tokens: Tensor, table: nn.Embedding, positions: Positions, start: int = 0
+        self, tokens: Tensor, table: nn.Embedding, positions: Positions | None, start: int = 0
     ) -> Tensor:
         """What enters a stack: token vectors, scaled, with position vectors, after dropout.
 
         Args:
             tokens: ``(batch, time)`` int64.
             table: the embedding.
-            positions: the position vectors.
+            positions: the position vectors, or None where none are added.
             start: position of the first token.
 
         Returns:
@@ -62,7 +70,8 @@ class TokenModel(nn.Module):
         x = table(tokens)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        x = self.dropout(positions(x * self.scale, start=start))
+        x = x * self.scale if self.scale != 1.0 else x
+        x = self.dropout(x if positions is None else positions(x, start=start))
         return x if self.zero_mean == "none" else recentred(x)
 
     def output_matrix(self) -> Tensor:

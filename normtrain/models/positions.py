@@ -28,6 +28,19 @@ def sinusoidal_table(length: int, dim: int) -> Tensor:
     return table.float()
 
 
+def check_fits(tokens: int, max_positions: int) -> None:
+    """Refuse a sequence that a model has no positions for.
+
+    Raises:
+        UserError: ``tokens`` is more than ``max_positions``.
+    """
+    if tokens > max_positions:
+        raise UserError(
+            f"a sequence of {tokens} tokens is longer than model.max_positions="
+            f"{max_positions}; shorten it or train with a larger model.max_positions"
+        )
+
+
 class Positions(nn.Module):
     """Adds position vectors to token vectors.
 
@@ -65,10 +78,6 @@ class Positions(nn.Module):
             ValueError: if the sequence ends past ``max_positions``.
         """
         end = start + x.size(1)
-        if end > self.max_positions:
-            raise UserError(
-                f"a sequence of {end} tokens is longer than model.max_positions="
-                f"{self.max_positions}; shorten it or train with a larger model.max_positions"
-            )
+        check_fits(end, self.max_positions)
         table = self.weight if self.kind == "learned" else self.table
         return x + table[start:end].to(x.dtype)

@@ -146,8 +146,7 @@ class Seq2Seq(TokenModel):
         memory, mask = self.encode(source)
         layers = cast(list[DecoderLayer], list(self.decoder.layers))
         remembered = [layer.cross_attention.remember(memory) for layer in layers]
-        rows, like = beams * source.size(0), remembered[0][0]
-        caches = [KeyValueCache(rows, 2 * layer.attention.dim, like) for layer in layers]
+        caches = [KeyValueCache() for _ in layers]
         return DecodingState(beams, caches, remembered, mask, self.output_matrix())
 
     def step(self, tokens: Tensor, state: DecodingState) -> Tensor:

@@ -36,8 +36,8 @@ def set_zero_mean(model: TokenModel, mode: str) -> None:
 def narrow_embeddings(model: TokenModel, streams: list[Stream]) -> None:
     """Fold the recentring into every embedding and position table, and drop the last feature.
 
-    The norm of the embeddings is folded too. An output matrix stops being tied: it reads the
-    last norm, and takes that norm's gain.
+    The norm of the embeddings is folded too, and so is the scale of a model that has one only with
+    it. An output matrix stops being tied: it reads the last norm, and takes that norm's gain.
     """
     with torch.no_grad():
         head = model.output_matrix().detach().clone()
@@ -52,9 +52,13 @@ def narrow_embeddings(model: TokenModel, streams: list[Stream]) -> None:
         if model.embedding_norm is not None:
             with torch.no_grad():
                 vectors = model.embedding_norm(vectors)
+            if not model.always_scaled:
+                vectors = vectors * model.scale
         put(table, "weight", centred(vectors, 1)[:, :-1], table.weight)
         table.embedding_dim -= 1
     model.embedding_norm, model.tied = None, False
+    if not model.always_scaled:
+        model.scale = 1.0
 
 
 def _narrow_positions(positions: Positions, *, trained: bool) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from normtrain.errors import UserError
 from normtrain.models import CausalLM, Seq2Seq
 from normtrain.models.blocks import DecoderLayer, EncoderLayer, Residual, Stack
+from normtrain.models.positions import Positions
 from normtrain.surgery import huggingface
 
 
@@ -62,7 +63,9 @@ def streams_of(model: nn.Module) -> list[Stream]:
     if type(model) is Seq2Seq:
         return _seq2seq(model)
     if type(model) is CausalLM:
-        return [_stack(model.decoder, "decoder", ("head",), ("embedding", "positions"))]
+        added = isinstance(model.positions, Positions)  # rotary positions leave the stream alone
+        inputs = ("embedding", "positions") if added else ("embedding",)
+        return [_stack(model.decoder, "decoder", ("head",), inputs)]
     family = type(model).__module__.partition("transformers.models.")[2].partition(".")[0]
     describe: Callable[[nn.Module], list[dict[str, Any]]] | None = huggingface.FAMILIES.get(family)
     kind = type(model).__name__

@@ -20,8 +20,7 @@ def tokens_of(*shape: int) -> Tensor:
 
 def _reference(model: CausalLM, tokens: Tensor) -> Tensor:
     """Pre-norm forward of one row, position by position, each reading all up to itself."""
-    x = model.embedding.weight[tokens] * model.embedding.weight.size(1) ** 0.5
-    x = x + model.positions.weight[: len(tokens)]
+    x = model.embedding.weight[tokens] + model.positions.weight[: len(tokens)]
     for layer in model.decoder.layers:
         a: Any = layer.attention
         q, k, v = a.query_key_value(layer.attention_residual.norm(x)).chunk(3, -1)

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normtrain.models import CausalLM, Seq2Seq, build_model
-from normtrain.models.blocks import LayerConfig
-from normtrain.norms import NormRules
+from normtrain.models import CausalLM, Seq2Seq, build_language_model, build_model
 
 VOCAB = 23
 
@@ -51,28 +49,21 @@ def model_of(**changes: Any) -> Seq2Seq:
     return build_model(config(**changes), VOCAB)
 
 
+def language_config(**changes: Any) -> SimpleNamespace:
+    """A language recipe's model section; ``layers`` are the translation model's decoder layers."""
+    own = {"layers": 2, "kv_heads": None, "rotary_base": 10000.0, "positions": "rotary"}
+    own |= {key: changes.pop(key) for key in own if key in changes}
+    values = vars(config(**changes)) | own
+    values["tie"] = values["tie"] not in ("none", False)
+    for key in ("encoder_layers", "decoder_layers", "word_dropout"):
+        del values[key]
+    return SimpleNamespace(**values)
+
+
 def causal_of(tie: str = "all", **changes: Any) -> CausalLM:
-    """A decoder-only model; it takes the changes that make sense for it."""
-    c = config(**changes)
-    layers = LayerConfig(
-        **{
-            key: getattr(c, key)
-            for key in LayerConfig.__dataclass_fields__
-            if key not in ("norms", "bias")
-        },
-        norms=NormRules.of(c.norm, c.norm_rules),
-    )
+    """A decoder-only model, the same for the same changes."""
     torch.manual_seed(0)
-    return CausalLM(
-        layers,
-        VOCAB,
-        layers=c.decoder_layers,
-        positions=c.positions,
-        max_positions=c.max_positions,
-        tie=tie != "none",
-        embedding_norm=c.embedding_norm,
-        head_bias=c.head_bias,
-    )
+    return build_language_model(language_config(tie=tie, **changes), VOCAB)
 
 
 def batch(sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:

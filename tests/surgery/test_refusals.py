@@ -186,7 +186,7 @@ def test_weights_that_were_never_recentred_are_told_apart(dtype: torch.dtype, wi
     config = LayerConfig(
         d_model=width, heads=2, d_ff=8, norms=NormRules.of("rmsnorm:bias=true"), dropout=0.0
     )
-    model = CausalLM(config, 11, layers=1, max_positions=8).to(dtype)
+    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).to(dtype)
     with pytest.raises(UserError, match="adds a mean"):
         to_layernorm(model)
     with pytest.raises(UserError, match="reads the mean"):
@@ -194,7 +194,7 @@ def test_weights_that_were_never_recentred_are_told_apart(dtype: torch.dtype, wi
     config = LayerConfig(
         d_model=width, heads=2, d_ff=8, norms=NormRules.of("layernorm"), dropout=0.0
     )
-    model = CausalLM(config, 11, layers=1, max_positions=8).to(dtype)
+    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).to(dtype)
     to_rmsnorm(model)
     assert "agree to that precision" in str(to_layernorm(copy.deepcopy(model))) or (
         dtype == torch.float32
@@ -204,7 +204,7 @@ def test_weights_that_were_never_recentred_are_told_apart(dtype: torch.dtype, wi
 
 def test_own_streams_can_not_be_chosen() -> None:
     config = LayerConfig(d_model=6, heads=2, d_ff=8, norms=NormRules.of("layernorm"))
-    model = CausalLM(config, 11, layers=1, max_positions=8)
+    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8)
     with pytest.raises(UserError, match="leave streams out"):
         to_rmsnorm(model, streams=stream())
     assert to_rmsnorm(copy.deepcopy(model), streams=streams_of(model)).replaced
@@ -219,12 +219,12 @@ def test_own_streams_can_not_be_chosen() -> None:
         pass
 
     with pytest.raises(UserError, match="a Other are not known"):
-        to_rmsnorm(Other(config, 11, layers=1))
+        to_rmsnorm(Other(config, 11, layers=1, positions="none"))
 
 
 def test_a_converted_model_that_was_trained_does_not_go_back() -> None:
     config = LayerConfig(d_model=6, heads=2, d_ff=8, norms=NormRules.of("layernorm"), dropout=0.0)
-    model = CausalLM(config, 11, layers=1, max_positions=8).double()
+    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).double()
     to_rmsnorm(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.arange(8)[None]).square().mean().backward()
