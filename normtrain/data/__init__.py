@@ -1,4 +1,4 @@
-"""Parallel corpora, tokenizer, encoded data and batches.
+"""Corpora, tokenizers, encoded data and batches; `normtrain.data.language` is for running text.
 
 Names are resolved on first use, so that importing this room imports neither torch, Lightning,
 `datasets` nor `tokenizers`.
@@ -24,12 +24,13 @@ _HOME = {
     "EncodingReport": "encoding",
     "cached_tokenizer": "encoding",
     "encode_pairs": "encoding",
-    "ResumableLoader": "batching",
+    "ResumableLoader": "epochs",
     "SortedBatches": "batching",
     "TokenBatches": "batching",
     "TranslationBatches": "batching",
     "collate": "batching",
     "padding_efficiency": "batching",
+    "LanguageData": "language",
     "TranslationData": "module",
 }
 

@@ -8,13 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from normtrain.data.encoding import EncodedPairs, Ragged
+from normtrain.data.epochs import EpochBatches, Indices, ResumableLoader, as_given
 from normtrain.data.tokenization import BOS, EOS, PAD
 from normtrain.errors import UserError
 
-Indices = NDArray[np.int64]
+__all__ = [
+    "Indices",
+    "ResumableLoader",
+    "SortedBatches",
+    "TokenBatches",
+    "TranslationBatches",
+    "as_given",
+    "collate",
+    "padding_efficiency",
+]
 
 # Sentences whose target lengths differ by at most this share form a band, sorted by source length
 # within. On 41,527 pairs of English-Vietnamese news with max_tokens=4096 this and the jitter keep
@@ -27,7 +37,7 @@ _SLACK = 0.02
 _TRIES = 4
 
 
-class TokenBatches(Sampler[Indices]):
+class TokenBatches(EpochBatches):
     """Batches of sentences of similar length under a token budget, in a new order every epoch.
 
     A batch holds at most `max_tokens` padded positions on its longer side:
@@ -63,49 +73,14 @@ class TokenBatches(Sampler[Indices]):
         world: int = 1,
     ) -> None:
         _check(source_lengths, max_tokens)
-        assert 0 <= rank < world, (rank, world)
+        super().__init__(seed=seed, rank=rank, world=world)
         self._source = np.asarray(source_lengths, dtype=np.int64) + 1
         self._target = np.asarray(target_lengths, dtype=np.int64) + 1
         self.max_tokens = max_tokens
-        self.seed = seed
-        self.rank = rank
-        self.world = world
-        self.epoch = 0
-        self._resume = (0, 0)
         plain = self._cut(np.arange(len(self._source)), None)
         self._plain = len(plain)
         share = int(np.ceil(self._plain * (1 + _SLACK)))
         self._count = -(-min(share, len(self._source)) // world) * world
-        self._plan: tuple[int, list[Indices]] | None = None
-
-    @property
-    def sampler(self) -> TokenBatches:
-        """Itself: Lightning hands the epoch to ``loader.batch_sampler.sampler`` only."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next pass yields."""
-        self.epoch = epoch
-
-    def resume(self, epoch: int, batches_done: int) -> None:
-        """Let the next pass over `epoch` leave out this rank's first batches; no other pass does.
-
-        After a checkpoint from the last batch of an epoch Lightning goes on with the next one,
-        which must begin at its beginning.
-        """
-        self.epoch = epoch
-        self._resume = (epoch, batches_done)
-
-    @property
-    def skip(self) -> int:
-        """How many batches of this rank the next pass leaves out."""
-        return self._resume[1] if self._resume[0] == self.epoch else 0
-
-    def plan(self) -> list[Indices]:
-        """The batches of this epoch over all ranks; rank r takes ``plan()[r::world]``."""
-        if self._plan is None or self._plan[0] != self.epoch:
-            self._plan = (self.epoch, self._make(self.epoch))
-        return self._plan[1]
 
     def efficiency(self) -> tuple[float, float]:
         """The shares of source and of target positions that aren't padding, in this epoch."""
@@ -114,13 +89,7 @@ class TokenBatches(Sampler[Indices]):
     def __len__(self) -> int:
         return self._count // self.world
 
-    def __iter__(self) -> Iterator[Indices]:
-        skip = self.skip
-        self._resume = (0, 0)
-        yield from self.plan()[self.rank :: self.world][skip:]
-
-    def _make(self, epoch: int) -> list[Indices]:
-        draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, epoch])))
+    def _make(self, draw: np.random.Generator) -> list[Indices]:
         pairs = draw.permutation(len(self._source))
         for _ in range(_TRIES):
             batches = self._cut(pairs, draw)
@@ -196,48 +165,6 @@ class TranslationBatches(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
         return collate(self.pairs, indices)
-
-
-class ResumableLoader(DataLoader[dict[str, torch.Tensor]]):
-    """A loader over `TokenBatches` that continues inside an epoch.
-
-    Its state counts the batches that the training loop was given, not those that workers fetched
-    ahead. Lightning saves and restores it with a checkpoint.
-    """
-
-    # Which epoch's batches the loop was given, and how many of them.
-    _given = (0, 0)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:  # type: ignore[override]
-        sampler = self._batches
-        epoch, done = sampler.epoch, sampler.skip
-        self._given = (epoch, done)
-        for batch in super().__iter__():
-            done += 1
-            self._given = (epoch, done)
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """``{"epoch": …, "batches_done": …}``: batches of this rank in that epoch."""
-        epoch = self._batches.epoch
-        # A new epoch may have been chosen whose first batch isn't asked for yet.
-        done = self._given[1] if self._given[0] == epoch else 0
-        return {"epoch": epoch, "batches_done": done}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass begin after ``batches_done`` batches of ``epoch``."""
-        self._given = (int(state["epoch"]), int(state["batches_done"]))
-        self._batches.resume(*self._given)
-
-    @property
-    def _batches(self) -> TokenBatches:
-        assert isinstance(self.batch_sampler, TokenBatches)
-        return self.batch_sampler
-
-
-def as_given(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The loader's collate function: `TranslationBatches` gives finished batches."""
-    return batch
 
 
 def collate(pairs: EncodedPairs, indices: Sequence[int] | Indices) -> dict[str, torch.Tensor]:

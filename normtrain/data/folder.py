@@ -18,7 +18,9 @@ STEMS: dict[str, tuple[str, ...]] = {
     "valid": ("valid", "dev", "validation", "val"),
     "test": ("test",),
 }
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+#: What reading a ``.gz`` file raises when it is damaged.
+GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _CHUNK = 1 << 20
 
 
@@ -42,7 +44,8 @@ def read_split(folder: Path, split: str) -> tuple[list[str], list[str]]:
     for language in ("en", "vi"):
         path = find_side(folder, split, language)
         if path is None:
-            raise _missing(folder, split, language)
+            wanted = " or ".join(f"{stem}.{language}" for stem in STEMS.get(split, (split,)))
+            raise missing(folder, wanted)
         paths.append(path)
     source, target = (read_lines(path) for path in paths)
     if len(source) != len(target):
@@ -67,13 +70,15 @@ def read_lines(path: Path) -> list[str]:
         raw = _gunzip(path) if path.suffix == ".gz" else path.read_bytes()
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror or error}") from error
-    raw = raw.removeprefix(_BOM)
+    raw = raw.removeprefix(BOM)
     if not raw:
         raise UserError(f"{path} is empty; it needs one sentence on each line")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _not_utf8(path, raw, error) from error
+        at = error.start
+        line, column = raw.count(b"\n", 0, at) + 1, at - raw.rfind(b"\n", 0, at)
+        raise not_utf8(path, line, column, raw[at], raw[:2]) from error
     lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
@@ -86,37 +91,50 @@ def _gunzip(path: Path) -> bytes:
         with gzip.open(path, "rb") as stream:
             while part := stream.read(_CHUNK):
                 parts.append(part)
-    except gzip.BadGzipFile as error:
-        hint = "" if parts else "; take '.gz' off its name if it is plain text"
-        raise UserError(f"{path}{_last_line(parts)} is not valid gzip ({error}){hint}") from error
-    except (EOFError, zlib.error) as error:
-        raise UserError(
-            f"{path} is truncated or damaged{_last_line(parts)} ({error}); copy it again"
-        ) from error
+    except GZIP_ERRORS as error:
+        lines = sum(part.count(b"\n") for part in parts) if parts else None
+        raise bad_gzip(path, error, lines) from error
     return b"".join(parts)
 
 
-def _last_line(parts: list[bytes]) -> str:
-    """Where reading stopped, to the nearest megabyte before it."""
-    count = sum(part.count(b"\n") for part in parts)
-    return f" after line {count:,}" if count else ""
+def bad_gzip(path: Path, error: Exception, lines: int | None) -> UserError:
+    """The error for a ``.gz`` file that can't be read on.
+
+    Args:
+        path: the file.
+        error: one of `GZIP_ERRORS`.
+        lines: how many were read, to the nearest megabyte before the damage; None if the file
+            can't be opened at all.
+    """
+    where = f" after line {lines:,}" if lines else ""
+    if isinstance(error, gzip.BadGzipFile):
+        hint = "; take '.gz' off its name if it is plain text" * (lines is None)
+        return UserError(f"{path}{where} is not valid gzip ({error}){hint}")
+    return UserError(f"{path} is truncated or damaged{where} ({error}); copy it again")
 
 
-def _not_utf8(path: Path, raw: bytes, error: UnicodeDecodeError) -> UserError:
-    line = raw.count(b"\n", 0, error.start) + 1
-    column = error.start - raw.rfind(b"\n", 0, error.start)
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+def not_utf8(path: Path, line: int, column: int, byte: int, head: bytes) -> UserError:
+    """The error for text that is not UTF-8.
+
+    Args:
+        path: the file.
+        line: where the first wrong byte is, from 1.
+        column: which byte of the line it is, from 1.
+        byte: its value.
+        head: the first two bytes of the file.
+    """
+    if head in (b"\xff\xfe", b"\xfe\xff"):
         return UserError(f"{path}, line 1: this is UTF-16; save the file as UTF-8")
     return UserError(
-        f"{path}, line {line}: byte {column} (0x{raw[error.start]:02x}) is not valid UTF-8; "
+        f"{path}, line {line}: byte {column} (0x{byte:02x}) is not valid UTF-8; "
         "save the file as UTF-8"
     )
 
 
-def _missing(folder: Path, split: str, language: str) -> UserError:
+def missing(folder: Path, wanted: str) -> UserError:
+    """The error for a folder that is not there, or has none of the files wanted."""
     if not folder.is_dir():
         return UserError(f"there is no folder {folder}")
-    wanted = " or ".join(f"{stem}.{language}" for stem in STEMS.get(split, (split,)))
     there = sorted({path.name for path in folder.iterdir() if path.is_file()})
     listing = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "nothing"
     return UserError(f"{folder} has no {wanted} (plain or .gz); it holds {listing}")

@@ -22,6 +22,12 @@ _SPLITS: dict[str, tuple[str, ...]] = {
     "tst2012": ("tst2012", "validation"),
     "tst2013": ("tst2013", "test"),
 }
+_OFFLINE = (
+    "train offline with '--data phrasebook', or on your own files with '--data DIR' (train.en, "
+    "train.vi, valid.en, valid.vi)"
+)
+# `datasets` lists them both where none was chosen and where there is no such one.
+_CONFIGURATIONS = re.compile(r"(?:available configs|not found\. Available): \[(.*?)\]")
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
@@ -61,8 +67,8 @@ def load_hub(
                 f"the dataset {repository} has no split {split!r}; it has {', '.join(tables)}"
             )
         found[split] = _columns(repository, tables[name])
-        commit = commit or _commit_of(tables[name])
-    return found, commit or _resolve(repository, revision, loader)
+        commit = commit or commit_of(tables[name])
+    return found, commit or resolve(repository, revision, loader is None)
 
 
 def _columns(repository: str, table: Any) -> tuple[list[str], list[str]]:
@@ -80,7 +86,7 @@ def _columns(repository: str, table: Any) -> tuple[list[str], list[str]]:
     return clean_lines(text or "" for text in source), clean_lines(text or "" for text in target)
 
 
-def _commit_of(table: Any) -> str | None:
+def commit_of(table: Any) -> str | None:
     """The commit that `datasets` puts into the path of the files it caches."""
     for file in getattr(table, "cache_files", None) or ():
         commits = _COMMIT.findall(str(file.get("filename", "")))
@@ -89,10 +95,17 @@ def _commit_of(table: Any) -> str | None:
     return None
 
 
-def _resolve(repository: str, revision: str | None, loader: Loader | None) -> str | None:
+def resolve(repository: str, revision: str | None, ask: bool) -> str | None:
+    """The commit that a revision stands for; the revision itself where it can't be told.
+
+    Args:
+        repository: ``owner/name``.
+        revision: a branch, tag or commit; None is the newest.
+        ask: whether the Hub may be asked.
+    """
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
-    if loader is not None:
+    if not ask:
         return revision
     try:
         from huggingface_hub import HfApi
@@ -103,12 +116,27 @@ def _resolve(repository: str, revision: str | None, loader: Loader | None) -> st
 
 
 def _download(repository: str, revision: str | None) -> Mapping[str, Any]:
+    return download(repository, _OFFLINE, revision=revision)
+
+
+def download(repository: str, offline: str, **choice: str | None) -> Mapping[str, Any]:
+    """Read a dataset of the Hub, or its cached copy; code in it is never run.
+
+    Args:
+        repository: ``owner/name``.
+        offline: what else can be done, for whom the Hub doesn't answer.
+        choice: ``revision`` and whatever else `datasets.load_dataset` takes to choose data.
+
+    Raises:
+        UserError: no such dataset, revision or configuration, or it needs its own code.
+        RunError: the Hub can't be reached and the dataset isn't cached.
+    """
     import datasets
 
     try:
-        return datasets.load_dataset(repository, revision=revision)
+        return datasets.load_dataset(repository, **choice)
     except datasets.exceptions.DatasetNotFoundError as error:
-        at = f" at revision {revision}" if revision else ""
+        at = f" at revision {choice['revision']}" if choice.get("revision") else ""
         raise UserError(
             f"the Hub has no public dataset {repository}{at}; check the name, or log in with "
             "'hf auth login' if it is private"
@@ -119,15 +147,19 @@ def _download(repository: str, revision: str | None) -> Mapping[str, Any]:
                 f"the dataset {repository} needs its own Python code, which is never run here; "
                 "use one made of plain data files"
             ) from error
-        raise unreachable(repository, error) from error
+        if isinstance(error, ValueError) and (known := _CONFIGURATIONS.search(str(error))):
+            raise UserError(
+                f"the dataset {repository} has the configurations {known.group(1)}; choose one as "
+                "hf:owner/name:configuration"
+            ) from error
+        raise unreachable(repository, error, offline) from error
 
 
-def unreachable(repository: str, error: BaseException) -> RunError:
+def unreachable(repository: str, error: BaseException, offline: str) -> RunError:
     """The error for a Hub that doesn't answer, with what to do about it."""
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return RunError(
-        f"can't get {repository} from the Hugging Face Hub ({first}); train offline with "
-        "'--data phrasebook', or on your own files with '--data DIR' (train.en, train.vi, "
-        "valid.en, valid.vi), or fetch the dataset once where there is a network and copy the "
-        "folder ~/.cache/huggingface here (then HF_HUB_OFFLINE=1 skips the network)"
+        f"can't get {repository} from the Hugging Face Hub ({first}); {offline}, or fetch the "
+        "dataset once where there is a network and copy the folder ~/.cache/huggingface here "
+        "(then HF_HUB_OFFLINE=1 skips the network)"
     )

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from normtrain.data.batching import (
-    ResumableLoader,
-    SortedBatches,
-    TokenBatches,
-    TranslationBatches,
-    as_given,
-)
+from normtrain.data.base import CorpusData
+from normtrain.data.batching import SortedBatches, TokenBatches, TranslationBatches
 from normtrain.data.corpora import Corpus, load_corpus
 from normtrain.data.encoding import EncodedPairs, cached_tokenizer, encode_pairs
-from normtrain.data.stream import BatchStream, StreamLoader
 from normtrain.data.tokenization import Tokenizer
 from normtrain.errors import UserError
 
 
-class TranslationData(pl.LightningDataModule):
+class TranslationData(CorpusData[EncodedPairs]):
     """Corpus, tokenizer, encodings and loaders of a translation run.
 
     Use it with ``Trainer(use_distributed_sampler=False)``: batches are sliced by rank here.
@@ -68,24 +60,14 @@ class TranslationData(pl.LightningDataModule):
         tokenizer: Tokenizer | None = None,
         splits: Sequence[str] | None = None,
     ) -> None:
-        super().__init__()
-        self.source = source
+        super().__init__(source, workers=workers, seed=seed, total_batches=total_batches)
         self.revision = revision
         self.max_tokens = max_tokens
         self.max_length = max_length
         self.vocab_size = vocab_size
-        self.workers = workers
-        self.seed = seed
-        self.total_batches = total_batches
         self.cache_dir = cache_dir
         self.splits = splits
-        self.encoded: dict[str, EncodedPairs] = {}
-        self.report: list[str] = []
         self._given_tokenizer = tokenizer
-
-    def prepare_data(self) -> None:
-        """Fill the caches, on one process of each machine."""
-        self.setup("fit")
 
     def setup(self, stage: str | None = None) -> None:
         """Load, tokenize and encode; a second call changes nothing.
@@ -124,24 +106,6 @@ class TranslationData(pl.LightningDataModule):
                     f"{world} processes"
                 )
 
-    def train_dataloader(self) -> ResumableLoader | StreamLoader:
-        """Batches in a new order every epoch, this rank's slice; resumable at any batch."""
-        rank, world = self._place()
-        batches = self._batches(rank, world)
-        data: Any = TranslationBatches(self._split("train"))
-        if self.total_batches is None:
-            return ResumableLoader(data, batch_sampler=cast(Any, batches), **self._workers())
-        stream = BatchStream(batches, self.total_batches)
-        return StreamLoader(data, batch_sampler=cast(Any, stream), **self._workers())
-
-    def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Every validation pair once."""
-        return self.evaluation_loader("valid")
-
-    def test_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Every test pair once."""
-        return self.evaluation_loader("test")
-
     def evaluation_loader(self, split: str) -> DataLoader[dict[str, torch.Tensor]]:
         """Every pair of a split once, longest first; ``index`` is the line in the split."""
         pairs = self._split(split)
@@ -149,7 +113,7 @@ class TranslationData(pl.LightningDataModule):
         batches = SortedBatches(
             pairs.source_lengths, pairs.target_lengths, self.max_tokens, rank=rank, world=world
         )
-        data = TranslationBatches(pairs)
+        data = self._rows(split)
         return DataLoader(data, batch_sampler=batches, **self._workers())  # type: ignore[arg-type]
 
     def _batches(self, rank: int, world: int) -> TokenBatches:
@@ -163,26 +127,8 @@ class TranslationData(pl.LightningDataModule):
             world=world,
         )
 
-    def _split(self, name: str) -> EncodedPairs:
-        self.setup()
-        if name not in self.encoded:
-            have = ", ".join(self.encoded)
-            raise UserError(f"{self.source} was loaded without the split {name!r} (it has {have})")
-        return self.encoded[name]
-
-    def _place(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-    def _workers(self) -> dict[str, Any]:
-        return {
-            "collate_fn": as_given,
-            "num_workers": self.workers,
-            "persistent_workers": self.workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            # A generator of its own: iterating must not draw from the one dropout uses.
-            "generator": torch.Generator().manual_seed(self.seed),
-        }
+    def _rows(self, split: str) -> TranslationBatches:
+        return TranslationBatches(self._split(split))
 
     def _describe(self) -> list[str]:
         origin = self.corpus.provenance

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from normtrain.data.batching import Indices, TokenBatches
+from normtrain.data.epochs import EpochBatches, Indices
 
 
 class BatchStream(Sampler[Indices]):
@@ -24,7 +24,7 @@ class BatchStream(Sampler[Indices]):
         total: batches of the whole run, a rank.
     """
 
-    def __init__(self, batches: TokenBatches, total: int) -> None:
+    def __init__(self, batches: EpochBatches, total: int) -> None:
         self.batches, self.total = batches, total
         self.skip = 0  # batches that the next pass leaves out
 

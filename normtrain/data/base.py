@@ -1,0 +1,101 @@
+"""What the Lightning data modules share: loaders sliced by rank, a run as one stream, workers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sized
+from typing import Any, Generic, TypeVar, cast
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from normtrain.data.epochs import EpochBatches, ResumableLoader, as_given
+from normtrain.data.stream import BatchStream, StreamLoader
+from normtrain.errors import UserError
+
+Encoded = TypeVar("Encoded", bound=Sized)
+Batch = dict[str, torch.Tensor]
+
+
+class CorpusData(pl.LightningDataModule, Generic[Encoded]):
+    """Base of the data modules: splits encoded by `setup`, and loaders over them.
+
+    Args:
+        source: where the corpus comes from.
+        workers: loader processes; 0 assembles batches in the training process.
+        seed: decides the order of batches.
+        total_batches: batches of the whole run, a rank; the training loader then is one stream of
+            that many. None gives a loader of one epoch at a time.
+
+    Attributes:
+        encoded: the encoded splits by name, after `setup`.
+        report: sentences on what was loaded, dropped and cut; nothing is printed here.
+    """
+
+    def __init__(self, source: str, *, workers: int, seed: int, total_batches: int | None) -> None:
+        super().__init__()
+        self.source = source
+        self.workers = workers
+        self.seed = seed
+        self.total_batches = total_batches
+        self.encoded: dict[str, Encoded] = {}
+        self.report: list[str] = []
+
+    def prepare_data(self) -> None:
+        """Fill the caches, on one process of each machine."""
+        self.setup("fit")
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Load, tokenize and encode; a second call changes nothing."""
+
+    def train_dataloader(self) -> ResumableLoader | StreamLoader:
+        """Batches in a new order every epoch, this rank's slice; resumable at any batch."""
+        batches = self._batches(*self._place())
+        data: Any = self._rows("train")
+        if self.total_batches is None:
+            return ResumableLoader(data, batch_sampler=cast(Any, batches), **self._workers())
+        stream = BatchStream(batches, self.total_batches)
+        return StreamLoader(data, batch_sampler=cast(Any, stream), **self._workers())
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The whole validation split once."""
+        return self.evaluation_loader("valid")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The whole test split once."""
+        return self.evaluation_loader("test")
+
+    @abstractmethod
+    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        """The whole of a split once, this rank's slice."""
+
+    @abstractmethod
+    def _batches(self, rank: int, world: int) -> EpochBatches:
+        """The plan of training batches."""
+
+    @abstractmethod
+    def _rows(self, split: str) -> Dataset[Batch]:
+        """What turns the plan's indices into batches."""
+
+    def _split(self, name: str) -> Encoded:
+        self.setup()
+        if name not in self.encoded:
+            have = ", ".join(self.encoded)
+            raise UserError(f"{self.source} was loaded without the split {name!r} (it has {have})")
+        return self.encoded[name]
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _workers(self) -> dict[str, Any]:
+        return {
+            "collate_fn": as_given,
+            "num_workers": self.workers,
+            "persistent_workers": self.workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # A generator of its own: iterating must not draw from the one dropout uses.
+            "generator": torch.Generator().manual_seed(self.seed),
+        }

@@ -1,0 +1,207 @@
+"""Text as a stream of pieces: a corpus is read again and again, and never held as a whole.
+
+A split is a sequence of documents, and a document a sequence of pieces of some ten thousand
+characters. Tokens never span pieces. Where a document is cut depends on its text alone: after a
+line's end, or, inside a line longer than `LONGEST_LINE` bytes, before a space.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import hashlib
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from normtrain.data import folder as _folder
+from normtrain.errors import RunError
+
+#: Characters after which a piece ends with its line.
+PIECE = 1 << 16
+#: Bytes of a line that are read at once; a longer one is cut at spaces.
+LONGEST_LINE = 1 << 20
+#: Part of every cache key: raise it when the same text would be cut elsewhere.
+PIECES_VERSION = "1"
+
+# Lone surrogates that stand for no byte.
+_NO_BYTE = frozenset(map(chr, [*range(0xD800, 0xDC80), *range(0xDD00, 0xE000)]))
+
+
+class Piece(NamedTuple):
+    """A stretch of a document's text; ``ends`` says that the document ends with it."""
+
+    text: str
+    ends: bool
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of a split, read from their source at every pass.
+
+    Attributes:
+        read: starts a pass over the pieces.
+    """
+
+    read: Callable[[], Iterator[Piece]]
+
+    def __iter__(self) -> Iterator[Piece]:
+        return self.read()
+
+    def texts(self) -> Iterator[str]:
+        """The text piece by piece: what a tokenizer is trained on."""
+        return (piece.text for piece in self)
+
+    def whole(self) -> Iterator[str]:
+        """Document after document, each held as one string."""
+        parts: list[str] = []
+        for text, ends in self:
+            parts.append(text)
+            if ends:
+                yield "".join(parts)
+                parts = []
+
+    @property
+    def count(self) -> int:
+        """How many documents there are; the first use reads them all."""
+        return self._scan[1]
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing but white space."""
+        return self._scan[2]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the text and of where its documents end."""
+        return self._scan[0]
+
+    @cached_property
+    def _scan(self) -> tuple[str, int, bool]:
+        digest, count, empty, size = hashlib.sha256(PIECES_VERSION.encode()), 0, True, 0
+        for text, ends in self:
+            raw = raw_bytes(text)
+            digest.update(raw)
+            size += len(raw)
+            empty = empty and not text.strip()
+            if ends:
+                digest.update(b"\0" + size.to_bytes(8, "little"))
+                count, size = count + 1, 0
+        return digest.hexdigest(), count, empty
+
+
+def documents_of(texts: Callable[[], Iterable[str]]) -> Documents:
+    """Documents of strings that `texts` gives anew at every call, one for each document."""
+
+    def read() -> Iterator[Piece]:
+        for text in texts():
+            yield from document(in_pieces(io.BytesIO(raw_bytes(text)), strict=False))
+
+    return Documents(read)
+
+
+def document(texts: Iterable[str]) -> Iterator[Piece]:
+    """The pieces of one document; an empty one has a single empty piece."""
+    last: str | None = None
+    for text in texts:
+        if last is not None:
+            yield Piece(last, False)
+        last = text
+    yield Piece(last or "", True)
+
+
+def raw_bytes(text: str) -> bytes:
+    """UTF-8; a lone surrogate that stands for a byte gives that byte, any other ``?``."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return "".join("?" if c in _NO_BYTE else c for c in text).encode("utf-8", "surrogateescape")
+
+
+def in_pieces(
+    stream: BinaryIO,
+    *,
+    path: Path = Path("the text"),
+    length: int | None = None,
+    strict: bool = True,
+) -> Iterator[str]:
+    """Read a stream of UTF-8 in pieces, from where it stands.
+
+    Args:
+        stream: the text's bytes.
+        path: the file to name in errors.
+        length: how many bytes to read; None reads to the end.
+        strict: refuse what isn't UTF-8. Else such bytes become lone surrogates, as Python's
+            ``surrogateescape`` has it, and every tokenizer that knows bytes keeps them.
+
+    Raises:
+        UserError: the file isn't UTF-8, or is a damaged ``.gz`` file.
+        RunError: the file can't be read.
+    """
+    held: list[str] = []
+    size = 0
+    for text in _decoded(_lines(stream, path, length), path, strict):
+        held.append(text)
+        size += len(text)
+        if size >= PIECE:
+            joined = "".join(held)
+            cut = len(joined) if joined.endswith("\n") else joined.rfind(" ")
+            cut = cut if cut > 0 else len(joined)
+            yield joined[:cut]
+            held, size = [joined[cut:]] * (cut < len(joined)), len(joined) - cut
+    if size:
+        yield "".join(held)
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Open a plain or ``.gz`` file for reading bytes.
+
+    Raises:
+        RunError: the file can't be read.
+    """
+    try:
+        return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _lines(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
+    """Lines with their ends, longer ones in parts; what reading raises is worded for a person."""
+    count: int | None = None
+    while left is None or left > 0:
+        try:
+            line = stream.readline(LONGEST_LINE if left is None else min(LONGEST_LINE, left))
+        except _folder.GZIP_ERRORS as error:
+            raise _folder.bad_gzip(path, error, count) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
+        if not line:
+            return
+        count = (count or 0) + line.endswith(b"\n")
+        left = None if left is None else left - len(line)
+        yield line
+
+
+def _decoded(lines: Iterable[bytes], path: Path, strict: bool) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
+    line, column, head = 1, 1, b""
+    for raw in itertools.chain(lines, [b""]):
+        head = head or raw[:2]
+        pending = len(decoder.getstate()[0])
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            at = column - pending + error.start
+            raise _folder.not_utf8(path, line, at, error.object[error.start], head) from error
+        ended = raw.endswith(b"\n")
+        line, column = line + ended, 1 if ended else column + len(raw)
+        yield text
+
+
+def unreadable(path: Path, error: OSError) -> RunError:
+    """The error for a file that can't be read."""
+    return RunError(f"can't read {path}: {error.strerror or error}")
