@@ -117,7 +117,7 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         for path in moved:
             path.unlink(missing_ok=True)
-        if not isinstance(error, Exception) or isinstance(error, UserError):
+        if not isinstance(error, OSError):
             raise
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror or error
         raise RunError(f"could not write {folder}: {reason}; free some space") from error

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from normtrain.data.language import TextTokenizer
@@ -20,7 +19,7 @@ from normtrain.interchange.config import CONFIG, Config, read_config
 from normtrain.interchange.pretrained import Pretrained
 from normtrain.interchange.slots import Slot, to_ours, to_theirs
 from normtrain.interchange.tokenizers import read_tokenizer, tokenizer_texts
-from normtrain.interchange.weights import WEIGHTS, read_weights
+from normtrain.interchange.weights import read_weights, save_weights
 from normtrain.recipe_tasks import LanguageModel
 
 Weights = Mapping[str, Tensor]
@@ -88,7 +87,7 @@ def write_folder(
     }
 
     def write(temporary: Path) -> None:
-        save_file(tensors, temporary / WEIGHTS, metadata={"format": "pt"})
+        save_weights(tensors, temporary)
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8")
 

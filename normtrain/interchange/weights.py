@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from normtrain.errors import RunError, UserError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# Whole numbers and masks that are no weights: GPT-2's causal mask, batch norms' counts.
+_COUNTS = (".attn.bias", ".num_batches_tracked")
 # What would have to be unpickled, which can execute anything.
 _PICKLED = ("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt")
+
+
+def save_weights(weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Write weights that share no memory into a folder.
+
+    Raises:
+        OSError: they can't be written.
+    """
+    try:
+        save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, in the library's own words
+        raise OSError(str(error)) from error
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -35,7 +51,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Tensor], str, list[str]]:
     kinds: set[torch.dtype] = set()
     for file in files:
         for name, tensor in _read(file).items():
-            if not tensor.is_floating_point() and not name.endswith((".attn.bias", "num_batches_tracked")):
+            if not tensor.is_floating_point() and not name.endswith(_COUNTS):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise UserError(
                     f"{file}: {name} is {kind}; normtrain reads float weights, not quantized ones"
