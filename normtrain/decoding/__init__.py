@@ -1,4 +1,4 @@
-"""Decoding: beam search over any step-by-step model, and translating text with it."""
+"""Decoding: beam search and translating text with it; sampling from a language model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from normtrain.decoding.beam import (
     beam_search,
     length_penalties,
 )
+from normtrain.decoding.sampling import LanguageModel, filter_logits, generate
 from normtrain.decoding.translate import (
     TextCodec,
     TranslationResult,
@@ -19,10 +20,13 @@ from normtrain.decoding.translate import (
 __all__ = [
     "DecodingState",
     "Hypothesis",
+    "LanguageModel",
     "StepModel",
     "TextCodec",
     "TranslationResult",
     "beam_search",
+    "filter_logits",
+    "generate",
     "length_penalties",
     "translate_lines",
     "translate_stream",

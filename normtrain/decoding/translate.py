@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from normtrain.decoding.beam import StepModel, beam_search
 from normtrain.decoding.chunks import chunks_as_they_come
+from normtrain.decoding.modes import evaluating
 from normtrain.errors import RunError, UserError
 
 PAD, EOS = 0, 2
@@ -104,7 +104,7 @@ def translate_lines(
     sources = {i: ids[:max_source] + [EOS] for i, ids in encoded.items() if ids}
     texts, scores = [""] * len(lines), [0.0] * len(lines)
     done, tokens = len(lines) - len(sources), 0
-    with _evaluating(model) as device:
+    with evaluating(model) as device:
         for batch in _batches(sources, settings):
             found = _decode(model, [sources[i] for i in batch], device, settings)
             for i, (ids, score) in zip(batch, found, strict=True):
@@ -218,20 +218,3 @@ def _decode(
 def _limits(sources: list[list[int]], settings: _Settings) -> Tensor:
     # A source's EOS counts like the output's, so the margin is between their words.
     return torch.tensor([min(settings.max_length, len(ids) + MARGIN) for ids in sources])
-
-
-@contextmanager
-def _evaluating(model: StepModel) -> Iterator[torch.device]:
-    """Eval mode for the duration; gives the model's device."""
-    if not isinstance(model, nn.Module):
-        yield torch.device("cpu")
-        return
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        parameter = next(model.parameters(), None)
-        yield torch.device("cpu") if parameter is None else parameter.device
-    finally:
-        # Each by itself: a part may have been put into eval mode on purpose.
-        for module in training:
-            module.training = True

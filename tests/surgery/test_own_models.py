@@ -14,7 +14,14 @@ from normtrain.errors import UserError
 from normtrain.models import CausalLM, Seq2Seq, norm_sites
 from normtrain.models.blocks import LayerConfig
 from normtrain.norms import NormRules
-from normtrain.surgery import Stream, streams_of, to_crmsnorm, to_layernorm, to_rmsnorm
+from normtrain.surgery import (
+    Stream,
+    streams_of,
+    swap_norms,
+    to_crmsnorm,
+    to_layernorm,
+    to_rmsnorm,
+)
 
 VOCAB, WIDTH = 23, 12
 CONVERSIONS = {"rmsnorm": to_rmsnorm, "crmsnorm": to_crmsnorm}
@@ -34,7 +41,7 @@ def seq2seq(norm: str = "layernorm", rules: Any = (), **options: Any) -> nn.Modu
 
 def causal(norm: str = "layernorm", rules: Any = (), **options: Any) -> nn.Module:
     model = {"layers": 2, "max_positions": 16}
-    keys = ("tie", "positions", "embedding_norm", "head_bias")
+    keys = ("tie", "positions", "embedding_norm", "head_bias", "rotary_base")
     model |= {key: options.pop(key) for key in keys if key in options}
     if "tie" in model:
         model["tie"] = model["tie"] != "none"
@@ -64,6 +71,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "head-bias": {"head_bias": True},
     "narrow-stream": {"d_stream": 9},
     "sandwich": {"placement": "sandwich", "rules": [("*.norm_out", "layernorm-simple")]},
+    "grouped": {"heads": 4, "kv_heads": 2, "positions": "learned"},
+}
+# Rotary is the default of a causal model, so all of the above have it too where none are named.
+CAUSAL_ONLY: dict[str, dict[str, Any]] = {
+    "no-positions": {"positions": "none"},
+    "rotary-grouped": {"heads": 2, "kv_heads": 1, "rotary_base": 500.0},
+    "rotary-narrow-untied": {"d_stream": 9, "kv_heads": 1, "tie": "none", "qk_norm": "rmsnorm"},
+    "nothing-added-sandwich": VARIANTS["sandwich"] | {"positions": "none", "kv_heads": 1},
+    "gelu-tanh": {"activation": "gelu-tanh", "bias": False},
 }
 
 
@@ -90,12 +106,14 @@ def pair(
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("to", CONVERSIONS)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("builder", BUILDERS)
+@pytest.mark.parametrize(
+    ("builder", "variant"),
+    [(b, v) for b in BUILDERS for v in VARIANTS] + [("causal", v) for v in CAUSAL_ONLY],
+)
 def test_outputs_are_those_of_the_original(
     builder: str, variant: str, to: str, dtype: torch.dtype, limit: float
 ) -> None:
-    model, expected = pair(builder, dtype, **VARIANTS[variant])
+    model, expected = pair(builder, dtype, **(VARIANTS | CAUSAL_ONLY)[variant])
     report = CONVERSIONS[to](model)
     assert relative_error(outputs(model), expected) <= limit
     assert set(report.replaced) == {
@@ -162,6 +180,45 @@ def test_decoding_step_by_step_agrees_too(to: str) -> None:
         for t in range(5):
             step = model.step(target[:, t], state)
             torch.testing.assert_close(step, expected[:, t].float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["pre", "sandwich"])
+@pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
+@pytest.mark.parametrize("to", CONVERSIONS)
+def test_a_causal_model_goes_on_decoding(to: str, positions: str, placement: str) -> None:
+    rules = [("*.norm_out", "layernorm-simple")] if placement == "sandwich" else []
+    model, expected = pair(
+        "causal", positions=positions, placement=placement, kv_heads=1, rules=rules
+    )
+    assert isinstance(model, CausalLM)
+    CONVERSIONS[to](model)
+    table = to == "crmsnorm" and positions == "sinusoidal"
+    assert model.position_kind == ("learned" if table else positions)
+    with torch.no_grad():
+        state = model.start(3)
+        parts = [model.prefill(part, state) for part in tokens().split([3, 1, 3], 1)]
+    assert relative_error(torch.cat(parts, 1), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("tie", ["all", "none"])
+def test_a_narrowed_causal_model_is_one_that_can_be_built(tie: str) -> None:
+    """Its scale comes with its embedding norm, so both are in the table afterwards."""
+    model, expected = pair("causal", embedding_norm="fixnorm", tie=tie)
+    to_crmsnorm(model)
+    norm = str(model.norms.spec_for("decoder.norm"))
+    rebuilt = causal(norm, tie="none", d_stream=WIDTH - 1, head_bias=True).double().eval()
+    rebuilt.load_state_dict(model.state_dict())
+    assert relative_error(outputs(rebuilt), expected) <= 1e-10
+
+
+def test_swapped_norms_keep_a_causal_model_decoding() -> None:
+    model, before = pair("causal", qk_norm="layernorm", kv_heads=1)
+    swap_norms(model, [("*", "rmsnorm"), ("decoder.norm", "adanorm")])
+    whole = outputs(model)
+    assert relative_error(whole, before) > 1e-3
+    with torch.no_grad():
+        parts = [model.step(ids, state) for state in [model.start(3)] for ids in tokens().T]
+    assert relative_error(torch.stack(parts, 1), whole) <= 1e-10
 
 
 def test_parameters_keep_their_identity_where_their_shape_stays() -> None:

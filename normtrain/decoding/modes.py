@@ -1,0 +1,33 @@
+"""The mode a model decodes in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[torch.device]:
+    """Put a model in eval mode for the duration; each of its modules returns to its own mode.
+
+    Args:
+        model: one without modules (a toy) is left as it is, and counts as on the CPU.
+
+    Yields:
+        The model's device.
+    """
+    if not isinstance(model, nn.Module):
+        yield torch.device("cpu")
+        return
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        parameter = next(model.parameters(), None)
+        yield torch.device("cpu") if parameter is None else parameter.device
+    finally:
+        # Each by itself: a part may have been put into eval mode on purpose.
+        for module in training:
+            module.training = True
