@@ -54,6 +54,28 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+def write_text(folder: Path, *, train: int = 120, valid: int = 15, test: int = 12) -> Path:
+    """A folder of running text: lines of letters that mostly follow the alphabet."""
+    rng = random.Random(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("valid", valid), ("test", test)):
+        lines = []
+        for _ in range(count):
+            at, words = rng.randrange(26), []
+            for _ in range(rng.randint(4, 12)):
+                words.append("".join(chr(97 + (at + i) % 26) for i in range(rng.randint(1, 3))))
+                at = (at + 3) % 26
+            lines.append(" ".join(words) + "\n")
+        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train, valid and test text."""
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
 TINY = {
     "data.max_tokens": 60,
     "data.max_length": 30,
@@ -76,9 +98,25 @@ TINY = {
 }
 
 
-def tiny_settings(**changes: Any) -> list[str]:
+# The same of the language task; keys that both have are there already.
+TINY_TEXT = {key: value for key, value in TINY.items() if key.startswith(("optim.", "train."))} | {
+    "data.tokenizer": "byte",
+    "data.vocab_size": "null",
+    "data.window": 16,
+    "data.max_tokens": 64,
+    "model.d_model": 16,
+    "model.heads": 2,
+    "model.layers": 1,
+    "model.d_ff": 24,
+    "model.max_positions": 64,
+    "decode.max_length": 12,
+}
+del TINY_TEXT["train.samples"]
+
+
+def tiny_settings(tiny: dict[str, Any] | None = None, **changes: Any) -> list[str]:
     """``key=value`` settings of a run that takes about a second; ``data_workers=2`` changes one."""
-    values = TINY | {key.replace("_", ".", 1): value for key, value in changes.items()}
+    values = (tiny or TINY) | {key.replace("_", ".", 1): value for key, value in changes.items()}
     return [f"{key}={value}" for key, value in values.items()]
 
 
@@ -91,6 +129,19 @@ def tiny_recipe(corpus_folder: Path) -> Callable[..., Any]:
 
         settings = tiny_settings(**changes)
         return resolve(recipe, norm=norm, data=str(corpus_folder), overrides=settings)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_language(text_folder: Path) -> Callable[..., Any]:
+    """Builds a tiny language recipe on the tiny text: ``tiny_language(data_tokenizer="word")``."""
+
+    def build(norm: str = "rmsnorm", recipe: str = "lm", **changes: Any) -> Any:
+        from normtrain.recipe import resolve
+
+        settings = tiny_settings(TINY_TEXT, **changes)
+        return resolve(recipe, norm=norm, data=str(text_folder), overrides=settings)
 
     return build
 

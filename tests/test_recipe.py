@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from normtrain import recipe as recipes
 from normtrain.errors import UserError
-from normtrain.recipe import TranslationRecipe
+from normtrain.recipe import TranslationRecipe as Recipe
 
 
 def write(folder: Path, text: str | bytes, name: str = "mine.yaml") -> Path:
@@ -144,7 +144,7 @@ def test_numbers_are_numbers_however_written(tmp_path: Path, text: str, value: f
 
 def test_precision_32_needs_no_quotes(tmp_path: Path) -> None:
     assert recipes.load(write(tmp_path, "train: {precision: 32}")).train.precision == "32"
-    assert recipes.override(TranslationRecipe(name="x"), ["train.precision=32"]).train.precision == "32"
+    assert recipes.override(Recipe(name="x"), ["train.precision=32"]).train.precision == "32"
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_precision_32_needs_no_quotes(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_says_what_would_be_right(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        recipes.override(TranslationRecipe(name="x"), [text])
+        recipes.override(Recipe(name="x"), [text])
 
 
 def test_overrides_take_yaml_and_the_last_wins() -> None:
@@ -181,7 +181,7 @@ def test_overrides_take_yaml_and_the_last_wins() -> None:
         "model.norm_rules=[['encoder.*', layernorm]]",
         "model.bias=false",
     ]
-    recipe = recipes.override(TranslationRecipe(name="x"), settings)
+    recipe = recipes.override(Recipe(name="x"), settings)
     assert recipe.model.d_model == 128
     assert recipe.optim.betas == (0.9, 0.999)
     assert recipe.train.patience == 3
@@ -233,7 +233,7 @@ def test_wrong_flags(tmp_path: Path, options: dict[str, object], message: str) -
 
 
 def test_diff_names_every_change_and_nothing_else() -> None:
-    old = TranslationRecipe(name="x")
+    old = Recipe(name="x")
     new = recipes.override(
         old, ["model.d_model=512", "train.ema=0.999", "model.norm_rules=[['a*', none]]"]
     )
@@ -246,7 +246,7 @@ def test_diff_names_every_change_and_nothing_else() -> None:
 
 
 def test_a_recipe_from_before_a_key_existed_reads_as_its_default() -> None:
-    recipe = TranslationRecipe(name="x")
+    recipe = Recipe(name="x")
     plain = recipe.plain()
     later = {"embedding_norm": "none", "zero_mean": "none", "d_stream": None, "head_bias": False}
     assert {key: plain["model"].pop(key) for key in later} == later
@@ -260,14 +260,14 @@ def test_keys_of_the_stream_and_the_embeddings() -> None:
         "model.embedding_norm=RMSNorm:eps=1e-6",
         "model.head_bias=true",
     ]
-    model = recipes.override(TranslationRecipe(name="x"), settings).model
+    model = recipes.override(Recipe(name="x"), settings).model
     assert (model.d_stream, model.zero_mean, model.head_bias) == (255, "stream", True)
     assert model.embedding_norm == "rmsnorm:eps=1e-06"
-    assert recipes.override(TranslationRecipe(name="x"), ["model.d_stream=null"]).model.d_stream is None
+    assert recipes.override(Recipe(name="x"), ["model.d_stream=null"]).model.d_stream is None
 
 
 def test_recipes_do_not_change() -> None:
-    recipe = TranslationRecipe(name="x")
+    recipe = Recipe(name="x")
     with pytest.raises(ValueError, match="frozen"):
         recipe.model.d_model = 3
 
@@ -314,8 +314,8 @@ def test_dump_and_overrides_read_back_equal(
 
 
 def test_dump_keeps_the_canonical_order() -> None:
-    text = recipes.dump(TranslationRecipe(name="x"))
-    assert list(yaml.safe_load(text)) == list(TranslationRecipe.model_fields)
+    text = recipes.dump(Recipe(name="x"))
+    assert list(yaml.safe_load(text)) == list(Recipe.model_fields)
     assert text.index("d_model") < text.index("heads") < text.index("d_ff")
 
 
@@ -327,7 +327,7 @@ def test_plain_holds_plain_types_only() -> None:
             return {list}.union(*(kinds(inner) for inner in value))
         return {type(value)}
 
-    assert kinds(TranslationRecipe(name="x").plain()) <= {str, int, float, bool, type(None), list}
+    assert kinds(Recipe(name="x").plain()) <= {str, int, float, bool, type(None), list}
 
 
 @pytest.mark.parametrize("name", ["envi", "envi-iwslt15"])

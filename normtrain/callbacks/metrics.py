@@ -31,7 +31,6 @@ def columns(score: str) -> tuple[str, ...]:
     )
 
 
-
 class MetricsFile(Logger):
     """A CSV file with one row a report, appended at once, cut back to a checkpoint on resume.
 
@@ -69,7 +68,10 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append one row; names that are no column are left to the other loggers."""
-        row: dict[str, Any] = {"step": step, **{k: v for k, v in metrics.items() if k in self.columns}}
+        row: dict[str, Any] = {
+            "step": step,
+            **{k: v for k, v in metrics.items() if k in self.columns},
+        }
         fresh = not self.path.exists()
         header = [self._header] if fresh else []
         try:

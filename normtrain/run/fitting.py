@@ -13,7 +13,7 @@ import torch
 from normtrain import kernels
 from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
-from normtrain.data.base import TokenData
+from normtrain.data.base import CorpusData
 from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
@@ -131,7 +131,7 @@ def resume(
 
 def _as_left(
     recipe: Recipe, folder: RunFolder, given: _Given, say: Say
-) -> tuple[TokenData, Machine, int]:
+) -> tuple[CorpusData, Machine, int]:
     """Data, machine and step as a run's last checkpoint left them.
 
     The checkpoint itself goes with this function: it would take memory for the whole training.
@@ -203,7 +203,7 @@ def _machine(
     return machine
 
 
-def _check_text(data: TokenData, read: Checkpoint) -> None:
+def _check_text(data: CorpusData, read: Checkpoint) -> None:
     found, trained = data.corpus.provenance["sha256"], read.data["sha256"]
     if found != trained:
         raise UserError(
@@ -254,7 +254,7 @@ def _settle(recipe: Recipe) -> Recipe:
     return recipes.override(recipe, changes)
 
 
-def _data(recipe: Recipe, read: Checkpoint | None = None) -> TokenData:
+def _data(recipe: Recipe, read: Checkpoint | None = None) -> CorpusData:
     revision = recipe.data.revision
     if read is not None and read.data["kind"] == "hub":
         revision = read.data["revision"]  # where the recipe pins none, the one it began with

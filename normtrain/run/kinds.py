@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, cast
 
-from normtrain.data.base import TokenData
+from normtrain.data.base import CorpusData
 from normtrain.data.corpora import corpus_names
 from normtrain.data.language import LanguageData, text_names, tokenizer_from_json
 from normtrain.data.module import TranslationData
@@ -31,7 +31,7 @@ class Kind(ABC):
         """What the best checkpoint is best in: ``"bleu"`` or ``"loss"``."""
 
     @abstractmethod
-    def data(self, recipe: Recipe, revision: str | None, tokenizer: Any | None) -> TokenData:
+    def data(self, recipe: Recipe, revision: str | None, tokenizer: Any | None) -> CorpusData:
         """The data module of a run, not yet set up.
 
         Args:

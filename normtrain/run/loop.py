@@ -19,7 +19,7 @@ from normtrain.callbacks.metrics import MetricsFile, Recorder
 from normtrain.callbacks.progress import Say, ShowProgress
 from normtrain.callbacks.random_state import RandomState
 from normtrain.callbacks.stop import GracefulStop, StopAsked
-from normtrain.data.base import TokenData
+from normtrain.data.base import CorpusData
 from normtrain.errors import RunError
 from normtrain.files import write_text
 from normtrain.models import norm_sites
@@ -75,7 +75,7 @@ class TrainingRun:
         self,
         recipe: Recipe,
         folder: RunFolder,
-        data: TokenData,
+        data: CorpusData,
         machine: Machine,
         say: Say,
     ) -> None:

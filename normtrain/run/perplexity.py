@@ -47,9 +47,9 @@ def measure(
         progress: called with windows done and in all.
 
     Returns:
-        Plain values. ``loss`` is in nats a token; ``perplexity`` is of a token,
-        ``word_perplexity`` spreads the same nats over the text's words, line ends counted as words
-        where the tokenizer does; ``bits_per_byte`` and ``bits_per_character`` over its UTF-8.
+        Plain values. ``loss`` is in nats a token, ``perplexity`` of a token. ``word_perplexity``
+        spreads the same nats over the text's words and line ends, as is published for WikiText
+        and the Penn Treebank; ``bits_per_byte`` and ``bits_per_character`` over its UTF-8.
 
     Raises:
         ValueError: for a corpus or a stride that can't be used.
@@ -118,11 +118,12 @@ def _numbers(nats: float, counts: Any) -> dict[str, Any]:
     return {
         "loss": nats / counts.tokens,
         "perplexity": perplexity(counts.tokens),
-        "word_perplexity": perplexity(counts.words),
+        "word_perplexity": perplexity(counts.words + counts.lines),
         "bits_per_byte": bits / counts.bytes,
         "bits_per_character": bits / counts.characters,
         "tokens": counts.tokens,
         "words": counts.words,
+        "lines": counts.lines,
         "bytes": counts.bytes,
         "characters": counts.characters,
     }

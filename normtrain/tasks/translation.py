@@ -88,9 +88,7 @@ class TranslationTask(TrainingTask):
         hidden = self._hidden(batch["source"], batch["target_in"])
         matrix, bias = self.model.output_matrix(), self.model.head.bias
         smoothing = self.recipe.optim.label_smoothing
-        loss = training_loss(
-            hidden, matrix, batch["target_out"], smoothing, bias, ignore_index=PAD
-        )
+        loss = training_loss(hidden, matrix, batch["target_out"], smoothing, bias, ignore_index=PAD)
         return self._weighted(loss, batch)
 
     def on_validation_epoch_start(self) -> None:

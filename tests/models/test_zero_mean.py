@@ -40,7 +40,9 @@ def losses(model: Model, steps: int = 12) -> Tensor:
     for _ in range(steps):
         hidden = model.hidden(*((source, target) if isinstance(model, Seq2Seq) else (target,)))
         wanted = target.roll(-1, 1)
-        loss = training_loss(hidden, model.output_matrix(), wanted, 0.1, model.head.bias, ignore_index=0)
+        loss = training_loss(
+            hidden, model.output_matrix(), wanted, 0.1, model.head.bias, ignore_index=0
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

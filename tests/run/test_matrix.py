@@ -21,12 +21,7 @@ from normtrain.run import evaluate, fit, read_checkpoint, resume
 # Only sizes shrink: dropouts, placement, QK-norm, schedule, precision, workers stay the recipe's.
 SIZES = {
     "data.revision": "null",
-    "data.max_tokens": 240,
-    "data.vocab_size": 420,
-    "model.d_model": 32,
     "model.d_ff": 48,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 2,
     "optim.warmup_steps": 2,
     "train.max_steps": 6,
     "train.val_every": 3,
@@ -35,7 +30,18 @@ SIZES = {
     "train.log_every": 1,
     "decode.max_length": 12,
 }
-SHRUNK = {key.partition(".")[2] for key in SIZES} | {"source"}
+TASK_SIZES: dict[str, dict[str, object]] = {
+    "translation": {
+        "data.max_tokens": 240,
+        "data.vocab_size": 420,
+        "model.d_model": 32,
+        "model.encoder_layers": 1,
+        "model.decoder_layers": 2,
+    },
+    "language": {"data.window": 16, "data.max_tokens": 64, "model.d_model": 48, "model.layers": 2},
+}
+SHRUNK = {key.partition(".")[2] for part in (SIZES, *TASK_SIZES.values()) for key in part}
+SHRUNK |= {"source"}
 CLOCKED = ("tokens_per_second", "seconds")
 CASES = pytest.mark.parametrize(
     ("name", "norm"), [(name, norm) for name in shipped.names() for norm in norm_names()]
@@ -43,19 +49,29 @@ CASES = pytest.mark.parametrize(
 Trained = Callable[[str, str], Path]
 
 
-def shrunk(name: str, norm: str, corpus: Path) -> recipes.Recipe:
-    settings = [f"{key}={value}" for key, value in SIZES.items()]
-    return recipes.resolve(name, norm=norm, data=str(corpus), overrides=settings)
+@pytest.fixture(scope="module")
+def corpora(corpus_folder: Path, text_folder: Path) -> dict[str, Path]:
+    """A corpus for each task."""
+    return {"translation": corpus_folder, "language": text_folder}
+
+
+def shrunk(name: str, norm: str, corpora: dict[str, Path]) -> Any:
+    whole: Any = recipes.load(name)
+    sizes = SIZES | TASK_SIZES[whole.task]
+    if whole.task == "language" and whole.data.tokenizer == "bpe":
+        sizes["data.vocab_size"] = 300
+    settings = [f"{key}={value}" for key, value in sizes.items()]
+    return recipes.resolve(name, norm=norm, data=str(corpora[whole.task]), overrides=settings)
 
 
 @pytest.fixture(scope="module")
-def trained(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(corpora: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Trains a recipe with a norm, once."""
     folder = tmp_path_factory.mktemp("matrix")
 
     @cache
     def run(name: str, norm: str) -> Path:
-        return fit(shrunk(name, norm, corpus_folder), out=folder / f"{name}-{norm}")
+        return fit(shrunk(name, norm, corpora), out=folder / f"{name}-{norm}")
 
     return run
 
@@ -66,10 +82,9 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("name", shipped.names())
-def test_only_sizes_are_shrunk(name: str, corpus_folder: Path) -> None:
+def test_only_sizes_are_shrunk(name: str, corpora: dict[str, Path]) -> None:
     whole = recipes.load(name)
-    assert whole.task == "translation"  # another task needs another corpus here
-    changed = recipes.diff(whole, shrunk(name, whole.model.norm, corpus_folder))
+    changed = recipes.diff(whole, shrunk(name, whole.model.norm, corpora))
     assert {line.partition(":")[0].partition(".")[2] for line in changed} <= SHRUNK
 
 
@@ -77,7 +92,8 @@ def test_only_sizes_are_shrunk(name: str, corpus_folder: Path) -> None:
 def test_fit(name: str, norm: str, trained: Trained) -> None:
     run = trained(name, norm)
     losses = [float(row["train_loss"]) for row in rows(run) if row["train_loss"]]
-    scores = [row["val_bleu"] for row in rows(run) if row["val_bleu"]]
+    score = {"translation": "val_bleu", "language": "val_perplexity"}[recipes.load(name).task]
+    scores = [row[score] for row in rows(run) if row[score]]
     assert (len(losses), len(set(losses)), len(scores)) == (6, 6, 2)
     assert all(0 < loss < float("inf") for loss in losses)
     last = read_checkpoint(run / "checkpoints" / "last.ckpt")
@@ -119,8 +135,12 @@ def test_evaluate(
     result = evaluate(run, split="test")
     written = json.loads((run / "evaluation-test.json").read_text(encoding="utf-8"))
     assert written == json.loads(json.dumps(result))
-    assert (written["norm"], written["split"], written["sentences"]) == (norm, "test", 10)
-    assert written["beam"] == recipes.load(name).decode.beam
+    assert (written["norm"], written["split"]) == (norm, "test")
+    whole: Any = recipes.load(name)
+    if whole.task == "language":
+        assert 1 < written["perplexity"] < 1000
+        return
+    assert (written["sentences"], written["beam"]) == (10, whole.decode.beam)
     lines = (run / "hypotheses-test.txt").read_text(encoding="utf-8").split("\n")
     references = (corpus_folder / "test.vi").read_text(encoding="utf-8").split("\n")
     assert len(lines) == len(references)
