@@ -129,7 +129,9 @@ def _bias(config: Config, model_type: str) -> bool:
     attention = config.flag("attention_bias", False)
     feed_forward = config.flag("mlp_bias", False) if model_type == "llama" else False
     if attention != feed_forward:
-        wanted = f"{str(feed_forward).lower()}: normtrain's layers have biases everywhere or nowhere"
+        wanted = (
+            f"{str(feed_forward).lower()}: normtrain's layers have biases everywhere or nowhere"
+        )
         raise config.wrong("attention_bias", wanted)
     return attention
 
@@ -188,7 +190,8 @@ def _linears(our: str, their: str, kind: str, d: int, kv: int, ff: int) -> list[
 
     attention, mlp = f"{their}.self_attn", f"{their}.mlp"
     parts = tuple(
-        (f"{attention}.{n}_proj.{kind}", shape(rows, d)) for n, rows in zip("qkv", (d, kv, kv))  # noqa: B905
+        (f"{attention}.{n}_proj.{kind}", shape(rows, d))
+        for n, rows in zip("qkv", (d, kv, kv))  # noqa: B905
     )
     gates = tuple((f"{mlp}.{name}_proj.{kind}", shape(ff, d)) for name in ("gate", "up"))
     return [

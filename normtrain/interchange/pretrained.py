@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,11 @@ class Pretrained:
     @property
     def origin(self) -> dict[str, str]:
         """Where the weights come from, as a checkpoint records it."""
-        return {"from": self.place, "model_type": self.model_type, "sha256": self.sha256}
+        return {
+            "from": Path(self.place).resolve().name,
+            "model_type": self.model_type,
+            "sha256": self.sha256,
+        }
 
     def settings(self) -> dict[str, Any]:
         """What it decides of a recipe, by dotted key; what a user asks for goes above it."""

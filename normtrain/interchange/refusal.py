@@ -55,9 +55,7 @@ def common_eps(form: str, section: LanguageModel, norm: str, **options: Any) -> 
     return shared_eps(form, {site: rules.spec_for(site) for site in _sites(section)}, norm, options)
 
 
-def shared_eps(
-    form: str, specs: dict[str, NormSpec], norm: str, options: dict[str, Any]
-) -> float:
+def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[str, Any]) -> float:
     """The eps of norms by their place; see `common_eps`."""
     defaults = lookup(norm).info.options
     found: dict[float, str] = {}
