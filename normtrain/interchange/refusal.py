@@ -65,18 +65,12 @@ def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[s
         if spec.name != norm or off:
             wanted = ",".join(f"{key}={str(value).lower()}" for key, value in options.items())
             raise refusal(form, "norm", f"{spec} (at {site})", f"only {norm} with {wanted}")
-        found.setdefault(float(values["eps"]), site)
+        found.setdefault(float(str(values["eps"])), site)
     if len(found) > 1:
         (one, here), (other, there) = list(found.items())[:2]
         raise refusal(form, "norm", f"{norm} of eps {one:g} at {here}", f"one eps, not {other:g} "
                       f"at {there}")  # fmt: skip
     return next(iter(found))
-
-
-def eps_of(spec: str) -> float:
-    """The eps of a norm that has one."""
-    parsed = NormSpec.parse(spec)
-    return float({**lookup(parsed.name).info.options, **parsed.options}["eps"])
 
 
 def _sites(section: LanguageModel) -> list[str]:

@@ -134,8 +134,8 @@ def resume(
         return folder.path
     left = _as_left(theirs, folder, given, say)
     say(f"going on with {folder.path} after step {left.step}")
-    run = TrainingRun(theirs, folder, left.data, left.machine, say, origin=left.origin)
-    run.train(folder.last, left.step)
+    training = TrainingRun(theirs, folder, left.data, left.machine, say, origin=left.origin)
+    training.train(folder.last, left.step)
     return folder.path
 
 
