@@ -110,16 +110,9 @@ def generate(
     """
     prompt, stops = [int(token) for token in prompt_ids], frozenset(map(int, stop_ids))
     _check_filter(temperature, top_k, top_p)
-    if not prompt:
-        raise UserError("the prompt is empty; start it with the end-of-text token")
     if max_tokens < 1:
         raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
-    for what, ids in (("prompt", prompt), ("stop", sorted(stops))):
-        wrong = next((token for token in ids if not 0 <= token < model.vocab_size), None)
-        if wrong is not None:
-            raise UserError(
-                f"{what} token {wrong} is not among the model's {model.vocab_size} tokens"
-            )
+    _check_tokens(prompt, stops, model.vocab_size)
     generator = torch.Generator()
     if seed is None:
         generator.seed()
@@ -211,3 +204,12 @@ def _check_filter(temperature: float, top_k: int | None, top_p: float | None) ->
         raise UserError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"top_p is {top_p}; it must be above 0 and at most 1")
+
+
+def _check_tokens(prompt: list[int], stops: frozenset[int], vocab_size: int) -> None:
+    if not prompt:
+        raise UserError("the prompt is empty; start it with the end-of-text token")
+    for what, ids in (("prompt", prompt), ("stop", sorted(stops))):
+        wrong = next((token for token in ids if not 0 <= token < vocab_size), None)
+        if wrong is not None:
+            raise UserError(f"{what} token {wrong} is not among the model's {vocab_size} tokens")

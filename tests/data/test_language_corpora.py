@@ -222,6 +222,8 @@ BAD: dict[str, tuple[str, bytes | None, str]] = {
     "blank": ("valid.txt", b" \n\n", r"the split 'valid' is empty"),
     "latin": ("train.txt", b"fine\nab\xe9 c\n", r"train\.txt, line 2: byte 3 \(0xe9\)"),
     "cut off": ("train.txt", b"fine\nab\xc3", r"train\.txt, line 2: byte 3 \(0xc3\)"),
+    "far": ("train.txt", b"ab c\n" * 60_000 + b"x\xff\n", r"train\.txt, line 60001: byte 2 \(0xff"),
+    "long line": ("train.txt", b"abcd" * 500_000 + b"\xff\n", r"line 1: byte 2000001 \(0xff"),
     "utf-16": ("train.txt", "text\n".encode("utf-16"), "UTF-16"),
     "truncated": (
         "train.txt.gz",
@@ -291,7 +293,7 @@ def test_an_unknown_split_is_refused(tmp_path: Path, folder: Path) -> None:
 
 def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     class Broken:
-        def readline(self, _: int) -> bytes:
+        def read(self, _: int) -> bytes:
             raise OSError(5, "Input/output error")
 
     with pytest.raises(RunError, match="can't read .*text: Input/output error"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +56,24 @@ def test_bpe_and_bytes_give_any_text_back(bpe: BpeTokenizer, text: str) -> None:
         assert tokenizer.decode(ids) == text
         assert tokenizer.eos not in ids
         assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@given(st.text() | st.text(alphabet=" \t\n\r\x0b\x1c\xa0\u2028ab'ls1!é"))
+@example("a\xa0  b \x1c! !\x1c! \n\n\n a's 's  \t x\r\n\r\n")
+@settings(max_examples=500, deadline=None)
+def test_word_by_word_gives_what_the_rules_give(bpe: BpeTokenizer, text: str) -> None:
+    assert bpe._by_words
+    assert bpe.encode(text) == bpe._encode_directly([text])[0]
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("normtrain.data.language.bpe._REMEMBERED", 200)
+    tokenizer = train_text_tokenizer("bpe", TEXTS, 300)
+    assert isinstance(tokenizer, BpeTokenizer)
+    for i in range(200):
+        text = f"word{i} and {i * i}"
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert len(tokenizer._known) < 60
 
 
 @given(st.binary(max_size=60))
@@ -134,6 +154,14 @@ def test_every_kind_keeps_its_protocol(kind: str) -> None:
     assert again.fingerprint == tokenizer.fingerprint
     assert (again.kind, again.vocab_size, again.eos) == (kind, tokenizer.vocab_size, tokenizer.eos)
     assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_copies_encode_alike(kind: str) -> None:
+    tokenizer, text = trained(kind), "the <|endoftext|> norm \udc80"
+    for again in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -264,6 +292,7 @@ def test_gpt2s_tokenizer_is_read(foreign: Callable[..., Path]) -> None:
 def test_llamas_tokenizer_is_read(foreign: Callable[..., Path], eos: object) -> None:
     tokenizer = bpe_from_folder(foreign("llama", eos))
     assert tokenizer.eos == 2
+    assert not tokenizer._by_words
     ids = tokenizer.encode("a b</s> né")
     assert 2 not in ids
     assert tokenizer.decode(ids) == "a b</s> né"

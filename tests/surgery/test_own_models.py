@@ -15,7 +15,7 @@ from normtrain.models import CausalLM, Seq2Seq, norm_sites
 from normtrain.models.blocks import LayerConfig
 from normtrain.norms import NormRules
 from normtrain.surgery import (
-    Stream,
+    check_swap,
     streams_of,
     swap_norms,
     to_crmsnorm,
@@ -168,9 +168,10 @@ def test_models_trained_with_a_zero_mean_convert(builder: str, to: str, placemen
     assert not any(m.recentre for m in residuals)
 
 
+@pytest.mark.parametrize("kv_heads", [None, 1])
 @pytest.mark.parametrize("to", CONVERSIONS)
-def test_decoding_step_by_step_agrees_too(to: str) -> None:
-    model = scramble(seq2seq()).double()
+def test_decoding_step_by_step_agrees_too(to: str, kv_heads: int | None) -> None:
+    model = scramble(seq2seq(kv_heads=kv_heads)).double()
     assert isinstance(model, Seq2Seq)
     CONVERSIONS[to](model)
     source, target = tokens(), tokens(time=5)
@@ -209,6 +210,13 @@ def test_a_narrowed_causal_model_is_one_that_can_be_built(tie: str) -> None:
     rebuilt = causal(norm, tie="none", d_stream=WIDTH - 1, head_bias=True).double().eval()
     rebuilt.load_state_dict(model.state_dict())
     assert relative_error(outputs(rebuilt), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_a_swap_in_a_causal_model_is_sound(positions: str) -> None:
+    model = causal(qk_norm="layernorm", kv_heads=1, positions=positions, dropout=0.0)
+    result = check_swap(model, "rmsnorm", (tokens(),))
+    assert [check.status for check in result.checks] == ["ok"] * len(result.checks)
 
 
 def test_swapped_norms_keep_a_causal_model_decoding() -> None:
@@ -333,63 +341,3 @@ def test_back_conversion_wants_streams_without_a_mean() -> None:
     model.zero_mean = "none"
     with pytest.raises(UserError, match=r"source_embedding adds a mean"):
         to_layernorm(model)
-
-
-class Custom(nn.Module):
-    """Somebody's own Pre-LN model, its embedding tied to its head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table = nn.Embedding(9, 6)
-        self.norm = nn.LayerNorm(6)
-        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 6)
-        self.last = nn.LayerNorm(6, elementwise_affine=False)
-        self.head = nn.Linear(6, 9, bias=False)
-        self.head.weight = self.table.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.table(ids)
-        x = x + self.outer(self.inner(self.norm(x)).relu())
-        return self.head(self.last(x))
-
-
-CUSTOM = Stream(6, {"norm": ("inner",), "last": ("head",)}, ("outer",), ("table",))
-
-
-@pytest.mark.parametrize("to", [*CONVERSIONS, "layernorm"])
-def test_any_model_with_its_streams_described(to: str) -> None:
-    model = scramble(Custom()).double()
-    ids = torch.randint(9, (4, 5))
-    expected = model(ids).detach()
-    with pytest.raises(UserError, match="streams of a Custom are not known"):
-        to_rmsnorm(model)
-    if to == "crmsnorm":
-        to_crmsnorm(model, streams=[CUSTOM])
-    else:
-        to_rmsnorm(model, streams=[CUSTOM])
-        assert model.head.weight is model.table.weight
-    if to == "layernorm":
-        to_layernorm(model, streams=[CUSTOM])
-        assert type(model.norm) is nn.LayerNorm
-        assert type(model.table) is nn.Embedding
-    assert relative_error(model(ids).detach(), expected) <= 1e-12
-    assert relative_error(copy.deepcopy(model)(ids).detach(), expected) <= 1e-12
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"writers": ("missing",)}, "no module or parameter missing"),
-        ({"writers": ("norm",)}, "norm is a LayerNorm, not a plain linear map"),
-        ({"writers": ("inner",)}, "inner writes 8 features into a stream of 6"),
-        ({"norms": {"absent": ()}}, "no module absent"),
-        ({"norms": {"inner": ()}}, "inner (Linear) can't be converted"),
-        ({"width": 7}, r"norm norms (6,), but its stream has 7"),
-        ({"entry": "nowhere"}, "no module nowhere"),
-    ],
-)
-def test_a_wrong_description_is_refused(change: dict[str, Any], message: str) -> None:
-    plain = {"width": 6, "norms": {"norm": ("inner",)}, "writers": ("outer",)} | change
-    with pytest.raises(UserError) as failure:
-        to_rmsnorm(Custom(), streams=[Stream(**plain)])
-    assert message in str(failure.value)

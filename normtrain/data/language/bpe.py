@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Lone surrogates, which the library takes for no text.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _RUNS = re.compile("([\udc80-\udcff]+)")
+# GPT-2's rules never join text across the place before white space that follows something else. So
+# words with the white space before them can be encoded one by one, and each word only once.
+_WORDS = re.compile(r"[ \t\n\r]*[^ \t\n\r]+|[ \t\n\r]+")
+# White space that the pattern above takes for part of a word.
+_OTHER_SPACE = re.compile(r"[^\S \t\n\r]")
+# Characters of words whose ids are remembered.
+_REMEMBERED = 1 << 24
 
 
 class BpeTokenizer:
@@ -58,6 +66,9 @@ class BpeTokenizer:
         self.vocab_size: int = 1 + max(core.get_vocab(with_added_tokens=True).values())
         ids = [core.token_to_id(character) for character in _byte_characters()]
         self._bytes = None if None in ids else ids
+        self._by_words = _has_gpt2_rules(core)
+        self._known: dict[str, list[int]] = {}
+        self._known_size = 0
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without `eos`; the empty text gives none."""
@@ -89,7 +100,31 @@ class BpeTokenizer:
         """SHA-256 of everything that decides how text is encoded."""
         return fingerprint_of(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The library's own copies forget that special tokens in text are plain text.
+        return bpe_from_rules, (self._core.to_str(), self._end)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not self._by_words:
+            return self._encode_directly(texts)
+        return [
+            self._encode_directly([text])[0] if _OTHER_SPACE.search(text) else self._words(text)
+            for text in texts
+        ]
+
+    def _words(self, text: str) -> list[int]:
+        """What `_encode_directly` gives, several times as fast on text whose words return."""
+        words = _WORDS.findall(text)
+        if self._known_size > _REMEMBERED:
+            self._known, self._known_size = {}, 0
+        known = self._known
+        new = list(dict.fromkeys(word for word in words if word not in known))
+        if new:
+            known.update(zip(new, self._encode_directly(new), strict=True))
+            self._known_size += sum(map(len, new))
+        return list(itertools.chain.from_iterable(map(known.__getitem__, words)))
+
+    def _encode_directly(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._core.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
@@ -204,6 +239,20 @@ def _read(path: Path) -> str | None:
         raise UserError(f"{path} is not UTF-8; save the tokenizer again") from error
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror or error}") from error
+
+
+def _has_gpt2_rules(core: Any) -> bool:
+    """Whether text is cut as GPT-2 cuts it, and nothing else happens to it."""
+    rules = json.loads(core.to_str())
+    plain = [token for token in rules["added_tokens"] if not token["special"]]
+    before = rules["pre_tokenizer"] or {}
+    return (
+        rules["normalizer"] is None
+        and not plain  # a plain added token is found anywhere in text, across words too
+        and before.get("type") == "ByteLevel"
+        and before.get("use_regex") is True
+        and before.get("add_prefix_space") is False
+    )
 
 
 def _byte_characters() -> list[str]:

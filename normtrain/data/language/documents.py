@@ -1,7 +1,7 @@
 """Text as a stream of pieces: a corpus is read again and again, and never held as a whole.
 
-A split is a sequence of documents, and a document a sequence of pieces of some ten thousand
-characters. Tokens never span pieces. Where a document is cut depends on its text alone: after a
+A split is a sequence of documents, and a document a sequence of pieces of some sixty thousand
+bytes. Tokens never span pieces. Where a document is cut depends on its text alone: after a
 line's end, or, inside a line longer than `LONGEST_LINE` bytes, before a space.
 """
 
@@ -21,9 +21,9 @@ from typing import BinaryIO, NamedTuple, cast
 from normtrain.data import folder as _folder
 from normtrain.errors import RunError
 
-#: Characters after which a piece ends with its line.
+#: Bytes after which a piece ends with its line.
 PIECE = 1 << 16
-#: Bytes of a line that are read at once; a longer one is cut at spaces.
+#: Bytes that are read to find a line's end; a longer line is cut at spaces.
 LONGEST_LINE = 1 << 20
 #: Part of every cache key: raise it when the same text would be cut elsewhere.
 PIECES_VERSION = "1"
@@ -142,19 +142,16 @@ def in_pieces(
         UserError: the file isn't UTF-8, or is a damaged ``.gz`` file.
         RunError: the file can't be read.
     """
-    held: list[str] = []
-    size = 0
-    for text in _decoded(_lines(stream, path, length), path, strict):
-        held.append(text)
-        size += len(text)
-        if size >= PIECE:
-            joined = "".join(held)
-            cut = len(joined) if joined.endswith("\n") else joined.rfind(" ")
-            cut = cut if cut > 0 else len(joined)
-            yield joined[:cut]
-            held, size = [joined[cut:]] * (cut < len(joined)), len(joined) - cut
-    if size:
-        yield "".join(held)
+    held = ""
+    for text in _decoded(_blocks(stream, path, length), path, strict):
+        if held and text:
+            cut = len(held) if held.endswith("\n") else held.rfind(" ")
+            cut = cut if cut > 0 else len(held)
+            yield held[:cut]
+            held = held[cut:]
+        held += text
+    if held:
+        yield held
 
 
 def open_text(path: Path) -> BinaryIO:
@@ -169,36 +166,43 @@ def open_text(path: Path) -> BinaryIO:
         raise unreadable(path, error) from error
 
 
-def _lines(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
-    """Lines with their ends, longer ones in parts; what reading raises is worded for a person."""
-    count: int | None = None
+def _blocks(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
+    """`PIECE` bytes and the rest of their last line, again and again."""
+    lines: int | None = None
     while left is None or left > 0:
         try:
-            line = stream.readline(LONGEST_LINE if left is None else min(LONGEST_LINE, left))
+            block = stream.read(PIECE if left is None else min(PIECE, left))
+            if block and not block.endswith(b"\n"):
+                room = LONGEST_LINE if left is None else min(LONGEST_LINE, left - len(block))
+                block += stream.readline(room)
         except _folder.GZIP_ERRORS as error:
-            raise _folder.bad_gzip(path, error, count) from error
+            raise _folder.bad_gzip(path, error, lines) from error
         except OSError as error:
             raise unreadable(path, error) from error
-        if not line:
+        if not block:
             return
-        count = (count or 0) + line.endswith(b"\n")
-        left = None if left is None else left - len(line)
-        yield line
+        lines = (lines or 0) + block.count(b"\n")
+        left = None if left is None else left - len(block)
+        yield block
 
 
-def _decoded(lines: Iterable[bytes], path: Path, strict: bool) -> Iterator[str]:
+def _decoded(blocks: Iterable[bytes], path: Path, strict: bool) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
-    line, column, head = 1, 1, b""
-    for raw in itertools.chain(lines, [b""]):
-        head = head or raw[:2]
-        pending = len(decoder.getstate()[0])
+    # What is before the bytes being decoded: whole lines, and bytes of the line they go on with.
+    lines, column, head = 0, 0, b""
+    for block in itertools.chain(blocks, [b""]):
+        head = head or block[:2]
+        raw = decoder.getstate()[0] + block
         try:
-            text = decoder.decode(raw, final=not raw)
+            text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            at = column - pending + error.start
-            raise _folder.not_utf8(path, line, at, error.object[error.start], head) from error
-        ended = raw.endswith(b"\n")
-        line, column = line + ended, 1 if ended else column + len(raw)
+            begin = raw.rfind(b"\n", 0, error.start) + 1
+            at = error.start - begin + 1 + (0 if begin else column)
+            line = lines + raw.count(b"\n", 0, error.start) + 1
+            raise _folder.not_utf8(path, line, at, raw[error.start], head) from error
+        done = len(raw) - len(decoder.getstate()[0])
+        begin = raw.rfind(b"\n", 0, done) + 1
+        lines, column = lines + raw.count(b"\n", 0, done), done - begin + (0 if begin else column)
         yield text
 
 
