@@ -100,7 +100,10 @@ def export(target: Path, folder: Path, format: str) -> None:
     metavar="NAME|FILE",
     default="lm",
     show_default=True,
-    help="Says what the model doesn't: the text to evaluate it on, and how to sample.",
+    help="Says what the model doesn't, such as how to sample.",
+)
+@click.option(
+    "--data", metavar="NAME|DIR", help="The text to evaluate it on. Default: the recipe's."
 )
 @click.option(
     "--set",
@@ -110,7 +113,9 @@ def export(target: Path, folder: Path, format: str) -> None:
     help="Change one key of the recipe, e.g. data.window=512; repeatable.",
 )
 @debug_option
-def import_(folder: Path, output: Path, recipe: str, settings: tuple[str, ...]) -> None:
+def import_(
+    folder: Path, output: Path, recipe: str, data: str | None, settings: tuple[str, ...]
+) -> None:
     """Make a checkpoint of a language model in Llama's, Qwen3's, GPT-2's or our own format.
 
     The folder has config.json, safetensors and tokenizer.json. The checkpoint can be evaluated,
@@ -118,4 +123,4 @@ def import_(folder: Path, output: Path, recipe: str, settings: tuple[str, ...]) 
     """
     from normtrain import run
 
-    click.echo(run.import_model(folder, output, recipe=recipe, overrides=settings))
+    click.echo(run.import_model(folder, output, recipe=recipe, data=data, overrides=settings))

@@ -98,7 +98,8 @@ def from_config(config: Config) -> dict[str, Any]:
     config.only("hidden_act", "silu")
     if config.flag("use_sliding_window", model_type != "qwen3"):  # Qwen3's may be named and off
         config.only("sliding_window", None)
-    config.only("layer_types", None, ["full_attention"] * config.whole("num_hidden_layers"))
+    if any(kind != "full_attention" for kind in config.values.get("layer_types") or ()):
+        raise config.wrong("layer_types", "full_attention alone: every token sees all before it")
     eps = config.number("rms_norm_eps", 1e-6)
     norm = str(NormSpec("rmsnorm", {"eps": eps}))
     return {

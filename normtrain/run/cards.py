@@ -36,7 +36,11 @@ _NATIVE = {
     "translation": _CONFIG + "| `tokenizer.json` | the joint BPE, for the `tokenizers` library |",
     "language": _CONFIG + "| `tokenizer.json` | the tokenizer ({kind}) |",
 }
-_THEIRS = "| `config.json` | the model, as `transformers` builds it |"
+_THEIRS = "| `config.json` | the model, as `transformers` builds it |\n"
+_TOKENIZERS = {
+    True: "| `tokenizer.json` | the byte-level BPE, for `AutoTokenizer` |",
+    False: "| `normtrain_tokenizer.json` | the tokenizer ({kind}), for normtrain alone |",
+}
 
 
 def card(checkpoint: Checkpoint, target: Path, parameters: int, format: str) -> str:
@@ -51,7 +55,7 @@ def card(checkpoint: Checkpoint, target: Path, parameters: int, format: str) -> 
     recipe = checkpoint.recipe
     native = format == "native"
     kind = getattr(checkpoint.tokenizer, "kind", "bpe")
-    scores = _scores(checkpoint, target)
+    files = _NATIVE[recipe.task] if native else _THEIRS + _TOKENIZERS[kind == "bpe"]
     return _HEAD.format(
         front=_FRONT[recipe.task].format(library="normtrain" if native else "transformers"),
         name=recipe.name,
@@ -60,8 +64,8 @@ def card(checkpoint: Checkpoint, target: Path, parameters: int, format: str) -> 
         origin=_origin(checkpoint),
         parameters=parameters,
         placement=recipe.model.placement,
-        files=_NATIVE[recipe.task].format(kind=kind) if native else _THEIRS,
-        scores=scores,
+        files=files.format(kind=kind),
+        scores=_scores(checkpoint, target),
     )
 
 

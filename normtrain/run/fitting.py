@@ -22,7 +22,7 @@ from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
-from normtrain.run.kinds import kind_of
+from normtrain.run.kinds import kind_of, whole_source
 from normtrain.run.loop import Machine, TrainingRun, size_line
 from normtrain.run.machine import resolve_precision
 
@@ -271,11 +271,7 @@ def _check_same(theirs: Recipe, wanted: Recipe, folder: RunFolder) -> None:
 
 def _settle(recipe: Recipe) -> Recipe:
     """Replace what depends on this machine and this folder by what it stands for here."""
-    changes = []
-    source = recipe.data.source
-    named = source in kind_of(recipe).corpora() or source.startswith("hf:")
-    if not named and Path(source).exists():
-        changes.append(f"data.source={json.dumps(str(Path(source).resolve()))}")
+    changes = [f"data.source={json.dumps(whole_source(recipe))}"]
     if recipe.train.precision == "auto":
         precision, _ = resolve_precision("auto")
         changes.append(f"train.precision={json.dumps(precision.removesuffix('-true'))}")

@@ -18,7 +18,7 @@ from normtrain.interchange import Pretrained, load_into, read_folder
 from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import PREFIX, check_output, find_checkpoint, read_checkpoint
 from normtrain.run.folder import RunFolder
-from normtrain.run.kinds import kind_of
+from normtrain.run.kinds import kind_of, whole_source
 from normtrain.tasks.base import checkpoint_section
 
 LONGEST_WINDOW = 1024
@@ -117,7 +117,12 @@ def start_recipe(
 
 
 def import_model(
-    target: Path, output: Path, *, recipe: str | Path = "lm", overrides: Sequence[str] = ()
+    target: Path,
+    output: Path,
+    *,
+    recipe: str | Path = "lm",
+    data: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> str:
     """Make a checkpoint of a pretrained model, untrained any further.
 
@@ -127,7 +132,8 @@ def import_model(
     Args:
         target: as for `read_pretrained`.
         output: the file to write.
-        recipe: gives what the model does not say: the text it is evaluated on, above all.
+        recipe: gives what the model does not say, such as how to sample.
+        data: the text it is evaluated on; by default the recipe's.
         overrides: ``"section.key=value"`` changes of it.
 
     Returns:
@@ -140,7 +146,7 @@ def import_model(
     output = Path(output)
     check_output(output)
     pretrained = read_pretrained(target)
-    made = _made_recipe(pretrained, recipe, overrides)
+    made = _made_recipe(pretrained, recipe, data, overrides)
     model = kind_of(made).model(made.model, pretrained.tokenizer.vocab_size)
     report = load_into(model, pretrained.weights)
     untrained = {"kind": "none", "source": None, "revision": None, "sha256": None}
@@ -158,7 +164,7 @@ def import_model(
 
 
 def _made_recipe(
-    pretrained: Pretrained, recipe: str | Path, overrides: Sequence[str]
+    pretrained: Pretrained, recipe: str | Path, data: str | None, overrides: Sequence[str]
 ) -> LanguageRecipe:
     """The recipe of an imported model, named after where it lies."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(pretrained.place).resolve().name).strip("-._")
@@ -172,4 +178,6 @@ def _made_recipe(
             f"data.window={window}",
             f"data.max_tokens={max(window, base.data.max_tokens)}",
         ]
-    return cast(LanguageRecipe, start_recipe(recipe, pretrained, settings))
+    made = start_recipe(recipe, pretrained, settings, data=data)
+    source = f"data.source={json.dumps(whole_source(made))}"
+    return cast(LanguageRecipe, recipes.override(made, [source]))
