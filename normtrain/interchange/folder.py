@@ -99,7 +99,8 @@ def _left_out(section: LanguageModel, config: Mapping[str, Any]) -> list[str]:
     """Training settings that the format has no key for."""
     keys = ["activation_dropout", *([] if "resid_pdrop" in config else ["dropout"])]
     lost = [f"model.{key} ({getattr(section, key):g})" for key in keys if getattr(section, key)]
-    return [f"{' and '.join(lost)} has no place in the format: training alone uses it"] * bool(lost)
+    said = "not in the format, since only training uses it"
+    return [f"{said}: {', '.join(lost)}"] if lost else []
 
 
 def _json(values: Mapping[str, Any]) -> str:
