@@ -121,7 +121,7 @@ def read_folder(folder: Path) -> Pretrained:
     if "normtrain_version" in config.values:
         return _finished(folder, "normtrain", *_read_own(folder, config))
     model_type = config.values.get("model_type")
-    if model_type not in FORMATS:
+    if not isinstance(model_type, str) or model_type not in FORMATS:
         raise config.wrong("model_type", f"one of {', '.join(FORMATS)}")
     for key, what in (("quantization_config", "quantized weights"), ("auto_map", "code to run")):
         if config.values.get(key) is not None:
