@@ -2,11 +2,11 @@
 
     python benchmarks/language.py [--litgpt PYTHON]    # PYTHON: an interpreter that has litgpt
 
-Every measurement is a process of its own; the arms take turns, and each block begins with another one.
-Block k gives every arm the same windows of text in the same order. What is counted is target tokens a
-second after the warm-up, without start-up and validation, in float32 on the CPU, freed memory kept by
-every arm alike. Arms are compared in pairs of one architecture: learned positions with the plain
-loop, rotary ones with litgpt, LayerNorm and RMSNorm.
+Every measurement is a process of its own; the arms take turns, and each block begins with another
+one. Block k gives every arm the same windows of text in the same order. What is counted is target
+tokens a second after the warm-up, without start-up and validation, in float32 on the CPU, freed
+memory kept by every arm alike. Arms are compared in pairs of one architecture: learned positions
+with the plain loop, rotary ones with litgpt, LayerNorm and RMSNorm.
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
                     command += [sizes, str(args.threads), str(result)]
                 found[name].append(start(command, args.threads, result))
                 rate = found[name][-1]["rate"]
-                print(f"block {block + 1}/{args.blocks}  {name:34s}{rate:8.0f} tokens/s", flush=True)
+                print(
+                    f"block {block + 1}/{args.blocks}  {name:34s}{rate:8.0f} tokens/s", flush=True
+                )
     return found
 
 

@@ -1,8 +1,9 @@
 """Language-model loops to compare with; they import nothing of this project.
 
 `PlainGPT` is the plain PyTorch loop that people write after nanoGPT: learned positions, pre-norm
-LayerNorm without biases, GELU, one matrix for embedding and output, fused attention, AdamW, clipping.
-`litgpt_model` is litgpt's own model of the same sizes, trained by the same loop with litgpt's loss.
+LayerNorm without biases, GELU, one matrix for embedding and output, fused attention, AdamW,
+clipping. `litgpt_model` is litgpt's own model of the same sizes, trained by the same loop with
+litgpt's loss.
 
     python benchmarks/plain_language.py ARM BATCHES.npy RESULT.json   # as language.py starts it
 """

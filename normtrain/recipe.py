@@ -155,7 +155,8 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 def parse_override(text: str, task: str) -> tuple[str, Any]:
     """Split ``"section.key=value"`` into its dotted key and its YAML value.
 
-    ``task`` says which keys there are. A key that takes text gets the text as typed, so ``data.revision=0012`` needs no quotes.
+    ``task`` says which keys there are. A key that takes text gets the text as typed, so
+    ``data.revision=0012`` needs no quotes.
 
     Raises:
         UserError: no ``=``, an unknown key, or a value that is not YAML.

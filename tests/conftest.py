@@ -54,7 +54,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def write_text(folder: Path, *, train: int = 120, valid: int = 15, test: int = 12) -> Path:
+def write_text(folder: Path, *, train: int = 300, valid: int = 15, test: int = 12) -> Path:
     """A folder of running text: lines of letters that mostly follow the alphabet."""
     rng = random.Random(7)
     folder.mkdir(parents=True, exist_ok=True)

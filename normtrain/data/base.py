@@ -29,9 +29,14 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
             that many. None gives a loader of one epoch at a time.
 
     Attributes:
+        corpus: what was loaded, with its ``provenance``, after `setup`.
+        tokenizer: text to ids and back, after `setup`.
         encoded: the encoded splits by name, after `setup`.
         report: sentences on what was loaded, dropped and cut; nothing is printed here.
     """
+
+    corpus: Any
+    tokenizer: Any
 
     def __init__(self, source: str, *, workers: int, seed: int, total_batches: int | None) -> None:
         super().__init__()
@@ -49,6 +54,14 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
     @abstractmethod
     def setup(self, stage: str | None = None) -> None:
         """Load, tokenize and encode; a second call changes nothing."""
+
+    @abstractmethod
+    def check_ranks(self, world: int) -> None:
+        """See that every process has something to do.
+
+        Raises:
+            UserError: a split has too little for ``world`` processes.
+        """
 
     def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Batches in a new order every epoch, this rank's slice; resumable at any batch."""

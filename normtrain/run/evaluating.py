@@ -92,7 +92,7 @@ def evaluate(
     """
     target = Path(target)
     checkpoint, model = ready(target)
-    options = {
+    options: dict[str, dict[str, float | None]] = {
         "translation": {"--beam": beam, "--length-penalty": length_penalty},
         "language": {"--stride": stride, "--batch-size": batch_size},
     }

@@ -47,10 +47,10 @@ def generate(
         raise UserError("--stop takes a text, and not an empty one")
     checkpoint, model = ready(Path(target), "language")
     tokenizer, decode = checkpoint.tokenizer, cast(LanguageRecipe, checkpoint.recipe).decode
-    given = [tokenizer.eos, *tokenizer.encode(prompt)]
+    given = tokenizer.encode(prompt)
     ids = generate_ids(
         cast(CausalLM, model),
-        given,
+        given or [tokenizer.eos],
         max_tokens=decode.max_length if max_tokens is None else max_tokens,
         temperature=decode.temperature if temperature is None else temperature,
         top_k=decode.top_k if top_k is None else top_k,
@@ -58,7 +58,7 @@ def generate(
         seed=seed,
         stop_ids=() if tokenizer.kind == "word" else (tokenizer.eos,),
     )
-    return until(pieces(tokenizer.decode, given[1:], ids), stop)
+    return until(pieces(tokenizer.decode, given, ids), stop)
 
 
 def pieces(

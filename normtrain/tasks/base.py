@@ -1,10 +1,11 @@
-"""What the tasks share: optimizer, the weight of each batch in an update, what checkpoints carry."""
+"""What the tasks share: optimizer, the weight of a batch in an update, what checkpoints carry."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -95,7 +96,7 @@ class TrainingTask(pl.LightningModule):
         super().__init__()
         self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
         self.model = model
-        hidden = self.model.hidden
+        hidden = cast(Callable[..., Tensor], model.hidden)
         self._hidden = torch.compile(hidden, dynamic=True) if compile_model else hidden
         self.batch_shape: dict[str, tuple[int, ...]] = {}
         self.gradient_norm = torch.zeros(())
