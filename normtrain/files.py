@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,3 +80,44 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
         else:
             detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
         raise UserError(f"can't read the checkpoint {path}: {detail}") from error
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Call ``write(temporary_folder)``, then rename: ``folder`` is whole or as it was.
+
+    Args:
+        folder: a new or empty folder.
+        write: fills a folder with files, and no folders.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds something.
+        RunError: the disk is full or the folder can't be written; nothing is left behind.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; export into a new folder")
+    new = not folder.exists()
+    # An empty folder stays the folder it is (it may be a mount), so its files are moved in.
+    home = folder.parent if new else folder
+    temporary = home / f".{folder.name}.{os.getpid()}.tmp"
+    moved: list[Path] = []
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in sorted(temporary.iterdir()):
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if new:
+            os.rename(temporary, folder)
+            return
+        for file in sorted(temporary.iterdir()):
+            moved.append(folder / file.name)
+            os.rename(file, moved[-1])
+        temporary.rmdir()
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for path in moved:
+            path.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        reason = error.strerror or error
+        raise RunError(f"could not write {folder}: {reason}; free some space") from error

@@ -70,6 +70,7 @@ def resolve(
     seed: int | None = None,
     precision: str | None = None,
     overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Load a recipe, apply what the command line changes, and check it, norms included.
 
@@ -81,11 +82,12 @@ def resolve(
         seed: ``train.seed``.
         precision: ``train.precision``.
         overrides: ``"section.key=value"`` with a YAML value; the last one of a key wins.
+        base: values by dotted key that stand for the recipe's own; all of the above wins over them.
 
     Raises:
         UserError: anything unknown or contradictory, or a key given by flag and by override.
     """
-    recipe = load(name_or_path)
+    recipe, base = load(name_or_path), base or {}
     rules = [parse_rule(rule) for rule in norm_at]
     flags: dict[str, Any] = {
         "model.norm": norm,
@@ -95,13 +97,14 @@ def resolve(
     }
     changes = {key: value for key, value in flags.items() if value is not None}
     if norm is not None or rules:
-        kept = [] if norm is not None else [list(rule) for rule in recipe.model.norm_rules]
+        own = base.get("model.norm_rules", recipe.model.norm_rules)
+        kept = [] if norm is not None else [list(rule) for rule in own]
         changes["model.norm_rules"] = kept + rules
     settings = dict(parse_override(text, recipe.task) for text in overrides)
     for key in changes.keys() & settings.keys():
         if key != "model.norm_rules" or rules:
             raise UserError(f"{key} is given by its own option and by --set; give it once")
-    return check_norms(_changed(recipe, changes | settings))
+    return check_norms(_changed(recipe, {**base, **changes, **settings}))
 
 
 def load(name_or_path: str | Path) -> Recipe:

@@ -20,7 +20,7 @@ from normtrain.cli.fit import fit
 from normtrain.cli.norms import norms
 from normtrain.cli.score import evaluate, generate, translate
 from normtrain.cli.swap_check import swap_check
-from normtrain.cli.weights import average, convert, export
+from normtrain.cli.weights import average, convert, export, import_
 from normtrain.errors import RunError, UserError
 
 DONE, FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
@@ -131,7 +131,7 @@ def cli() -> None:
 
 
 _COMMANDS = (
-    *(fit, evaluate, translate, generate, average, convert, export),
+    *(fit, evaluate, translate, generate, average, convert, export, import_),
     *(recipes, norms, swap_check, bench),
 )
 

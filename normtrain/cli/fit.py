@@ -13,6 +13,7 @@ from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 
 if TYPE_CHECKING:
+    from normtrain.interchange import Pretrained
     from normtrain.recipe import Recipe
 
 PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
@@ -35,6 +36,12 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
     multiple=True,
     help="Change one key of the recipe, e.g. model.d_model=512; repeatable.",
 )
+@click.option(
+    "--init-from",
+    metavar="FOLDER",
+    type=click.Path(exists=True, path_type=Path),
+    help="Begin with a pretrained language model: Llama's, GPT-2's or our own format, or a run.",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.")
 @click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
@@ -47,6 +54,7 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 @debug_option
 def fit(
     recipe: str | None,
+    init_from: Path | None,
     out: Path | None,
     resume: str | None,
     devices: int | None,
@@ -61,6 +69,9 @@ def fit(
     Prints the run's folder. --resume RUN needs nothing else, since the folder holds the recipe.
     --resume auto goes on with --out if it holds a run, else with the newest run of the recipe and
     norm, and starts a new one if there is none.
+
+    --init-from FOLDER takes the model's sizes and norms, its weights and its tokenizer from there;
+    --norm puts another norm in.
     """
     machine = _machine(devices, nodes) | {"strategy": strategy, "compile": compiled}
     if resume is None and recipe is None:
@@ -71,17 +82,21 @@ def fit(
         raise click.UsageError("--dry-run shows a new run; a resumed one keeps its recipe")
     if resume not in (None, "auto") and out is not None:
         raise click.UsageError("a resumed run stays in its folder; --out is for a new run")
-    wanted = None if recipe is None else _resolved(recipe, changes)
+    if init_from is not None and (recipe is None or resume not in (None, "auto")):
+        raise click.UsageError("--init-from starts a new run: give it with --recipe NAME")
+    init = None if init_from is None else _pretrained(init_from)
+    wanted = None if recipe is None else _resolved(recipe, changes, init)
     if dry_run and wanted is not None:
         _show(wanted)
         return
-    folder = _train(wanted, resume, out, changes, machine)
+    folder = _train(wanted, init, resume, out, changes, machine)
     if is_first_process():
         click.echo(folder)
 
 
 def _train(
     recipe: Recipe | None,
+    init: Pretrained | None,
     resume: str | None,
     out: Path | None,
     changes: dict[str, Any],
@@ -93,11 +108,22 @@ def _train(
 
     if resume is None:
         assert recipe is not None
-        return run.fit(recipe, out=out, **machine)
+        return run.fit(recipe, out=out, **_begun(init), **machine)
     overrides = [] if recipe is not None else _as_overrides(changes)
     if resume == "auto":
-        return run.resume("auto", overrides, recipe=recipe, out=out, **machine)
+        begun = _begun(init)
+        return run.resume("auto", overrides, recipe=recipe, out=out, **begun, **machine)
     return run.resume(Path(resume), overrides, recipe=recipe, **machine)
+
+
+def _begun(init: Pretrained | None) -> dict[str, Any]:
+    return {} if init is None else {"init": init}
+
+
+def _pretrained(folder: Path) -> Pretrained:
+    from normtrain import run
+
+    return run.read_pretrained(folder)
 
 
 def _show(recipe: Recipe) -> None:
@@ -110,11 +136,16 @@ def _show(recipe: Recipe) -> None:
         click.echo(f"{dump(recipe)}{about}")
 
 
-def _resolved(recipe: str, changes: dict[str, Any]) -> Recipe:
+def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> Recipe:
     from normtrain.recipe import resolve
 
     names = ("norm", "norm_at", "data", "seed", "precision")
-    return resolve(recipe, **{name: changes[name] for name in names}, overrides=changes["settings"])
+    given = {name: changes[name] for name in names}
+    if init is None:
+        return resolve(recipe, **given, overrides=changes["settings"])
+    from normtrain import run
+
+    return run.start_recipe(recipe, init, overrides=changes["settings"], **given)
 
 
 def _as_overrides(changes: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""``normtrain average``, ``convert`` and ``export``: what is made from a run's checkpoints."""
+"""``normtrain average``, ``convert``, ``export``, ``import``: checkpoints made from others."""
 
 from __future__ import annotations
 
@@ -66,9 +66,61 @@ def convert(target: Path, to: str, output: Path) -> None:
 @click.command(short_help="Write the model as safetensors.")
 @click.argument("target", metavar="RUN|CKPT", type=TARGET)
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--format",
+    type=click.Choice(["native", "llama", "qwen3", "gpt2"]),
+    default="native",
+    show_default=True,
+    help="native takes any model; the others are for transformers.",
+)
 @debug_option
-def export(target: Path, folder: Path) -> None:
-    """Write the model to DIR as safetensors, with config, tokenizer and model card."""
+def export(target: Path, folder: Path, format: str) -> None:
+    """Write the model to DIR as safetensors, with config, tokenizer and model card.
+
+    Language models with RMSNorm, rotary positions and SwiGLU can be in Llama's format (in Qwen3's,
+    with a norm on queries and keys), those with LayerNorm and learned positions in GPT-2's.
+    """
     from normtrain import run
 
-    click.echo(run.export(target, folder))
+    click.echo(run.export(target, folder, format=format))
+
+
+@click.command("import", short_help="A checkpoint of a pretrained language model.")
+@click.argument("folder", metavar="FOLDER", type=TARGET)
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The checkpoint to write.",
+)
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    default="lm",
+    show_default=True,
+    help="Says what the model doesn't, such as how to sample.",
+)
+@click.option(
+    "--data", metavar="NAME|DIR", help="The text to evaluate it on. Default: the recipe's."
+)
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Change one key of the recipe, e.g. data.window=512; repeatable.",
+)
+@debug_option
+def import_(
+    folder: Path, output: Path, recipe: str, data: str | None, settings: tuple[str, ...]
+) -> None:
+    """Make a checkpoint of a language model in Llama's, Qwen3's, GPT-2's or our own format.
+
+    The folder has config.json, safetensors and tokenizer.json. The checkpoint can be evaluated,
+    converted to another norm, generated from and exported; to train it, use fit --init-from.
+    """
+    from normtrain import run
+
+    click.echo(run.import_model(folder, output, recipe=recipe, data=data, overrides=settings))

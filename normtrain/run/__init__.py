@@ -7,6 +7,7 @@ from normtrain.run.evaluating import evaluate, translate
 from normtrain.run.exporting import export
 from normtrain.run.fitting import describe, fit, resume
 from normtrain.run.generating import generate
+from normtrain.run.importing import import_model, read_pretrained, start_recipe
 from normtrain.run.loop import Interrupted
 
 __all__ = [
@@ -19,7 +20,10 @@ __all__ = [
     "export",
     "fit",
     "generate",
+    "import_model",
     "read_checkpoint",
+    "read_pretrained",
     "resume",
+    "start_recipe",
     "translate",
 ]

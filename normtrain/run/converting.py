@@ -13,9 +13,11 @@ from torch import nn
 from normtrain import recipe as recipes
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_atomically
-from normtrain.models import Seq2Seq, build_model, norm_sites
-from normtrain.recipe import Recipe
+from normtrain.models import CausalLM, Seq2Seq, norm_sites
+from normtrain.models.embedding import TokenModel
+from normtrain.recipe import Recipe, TranslationRecipe
 from normtrain.run.checkpoint import PREFIX, Checkpoint, check_output, read_checkpoint
+from normtrain.run.kinds import kind_of
 from normtrain.surgery import ConversionReport, to_crmsnorm, to_layernorm, to_rmsnorm
 
 CONVERSIONS: dict[str, Callable[[nn.Module], ConversionReport]] = {
@@ -34,7 +36,8 @@ def convert(target: Path, *, to: str, output: Path) -> str:
     Args:
         target: a run folder (its best checkpoint, else its last) or a checkpoint file.
         to: ``"rmsnorm"``, ``"crmsnorm"`` or ``"layernorm"``.
-        output: the file to write: a checkpoint for ``evaluate``, ``translate`` and ``export``.
+        output: the file to write: a checkpoint for ``evaluate``, ``translate`` or ``generate``, and
+            ``export``.
             It carries no optimizer state, so it can't be resumed.
 
     Returns:
@@ -67,35 +70,57 @@ def convert(target: Path, *, to: str, output: Path) -> str:
     )
 
 
-def converted_recipe(recipe: Recipe, model: Seq2Seq) -> Recipe:
+def converted_recipe(recipe: Recipe, model: TokenModel) -> Recipe:
     """The recipe that describes a converted model: its norms, tying, positions and widths."""
-    width, tied = model.target_embedding.embedding_dim, recipe.model.tie
-    if model.head.weight is not model.target_embedding.weight:
-        tied = "embeddings" if model.source_embedding is model.target_embedding else "none"
+    own = _of_decoder(model) if isinstance(model, CausalLM) else _of_both(recipe, model)
+    width = own.pop("width")
     norm, *rules = model.norms.to_plain()
     plain = recipe.plain()
     plain["model"] |= {
         "norm": norm[1],
         "norm_rules": rules,
-        "tie": tied,
+        **own,
         "zero_mean": model.zero_mean,
         "d_stream": None if width == recipe.model.d_model else width,
-        "positions": model.target_positions.kind,
         "head_bias": model.head.bias is not None,
         "embedding_norm": "none" if model.embedding_norm is None else recipe.model.embedding_norm,
     }
     return recipes.from_plain(plain, "the converted recipe")
 
 
-def _rebuilt(recipe: Recipe, model: Seq2Seq) -> Seq2Seq:
+def _of_decoder(model: CausalLM) -> dict[str, Any]:
+    """What a conversion may have changed of a language model."""
+    return {
+        "width": model.embedding.embedding_dim,
+        "tie": model.head.weight is model.embedding.weight,
+        "positions": model.position_kind,
+    }
+
+
+def _of_both(recipe: Recipe, model: TokenModel) -> dict[str, Any]:
+    """What a conversion may have changed of an encoder-decoder."""
+    assert isinstance(model, Seq2Seq)
+    assert isinstance(recipe, TranslationRecipe)
+    tied: str = recipe.model.tie
+    if model.head.weight is not model.target_embedding.weight:
+        tied = "embeddings" if model.source_embedding is model.target_embedding else "none"
+    return {
+        "width": model.target_embedding.embedding_dim,
+        "tie": tied,
+        "positions": model.target_positions.kind,
+    }
+
+
+def _rebuilt(recipe: Recipe, model: TokenModel) -> TokenModel:
     """The model as whoever reads the new checkpoint will build it."""
-    rebuilt = build_model(recipe.model, model.vocab_size).to(model.head.weight.dtype)
+    built = kind_of(recipe).model(recipe.model, model.vocab_size)
+    rebuilt = built.to(model.head.weight.dtype)
     rebuilt.load_state_dict(model.state_dict())
     return rebuilt.eval()
 
 
 @torch.no_grad()
-def _difference(original: Seq2Seq, converted: Seq2Seq) -> float:
+def _difference(original: TokenModel, converted: TokenModel) -> float:
     """How far logits lie apart on random tokens, in float64, as a share of the largest.
 
     Raises:
@@ -103,12 +128,15 @@ def _difference(original: Seq2Seq, converted: Seq2Seq) -> float:
     """
     dtype = original.head.weight.dtype
     generator = torch.Generator().manual_seed(0)
-    length = min(24, original.target_positions.max_positions)
-    shape = (2, 8, length)
-    source, target = torch.randint(4, original.vocab_size, shape, generator=generator)
-    wanted, found = (
-        copy.deepcopy(model).double()(source, target) for model in (original, converted)
-    )
+    if isinstance(original, CausalLM):
+        texts, longest = 1, original.max_positions
+    else:
+        assert isinstance(original, Seq2Seq)
+        texts, longest = 2, original.target_positions.max_positions  # a source and a target
+    shape = (texts, 8, min(24, longest))
+    tokens = torch.randint(min(4, original.vocab_size - 1), original.vocab_size, shape,
+                           generator=generator)  # fmt: skip
+    wanted, found = (copy.deepcopy(model).double()(*tokens) for model in (original, converted))
     error = float((found - wanted).abs().amax() / wanted.abs().amax())
     if not error <= min(0.05, 1000 * torch.finfo(dtype).eps):
         raise RunError(
@@ -118,7 +146,7 @@ def _difference(original: Seq2Seq, converted: Seq2Seq) -> float:
     return error
 
 
-def _plain(checkpoint: Checkpoint, recipe: Recipe, model: Seq2Seq, to: str) -> dict[str, Any]:
+def _plain(checkpoint: Checkpoint, recipe: Recipe, model: TokenModel, to: str) -> dict[str, Any]:
     ours = {
         **checkpoint.raw["normtrain"],
         "recipe": recipe.plain(),

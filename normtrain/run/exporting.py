@@ -2,125 +2,98 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import Tensor
 
 from normtrain import __version__
-from normtrain.errors import RunError, UserError
+from normtrain.errors import UserError, unknown_name
+from normtrain.files import write_folder
+from normtrain.interchange import FORMATS
+from normtrain.interchange import write_folder as write_theirs
+from normtrain.interchange.weights import save_weights
+from normtrain.models.embedding import TokenModel
+from normtrain.recipe import LanguageRecipe
+from normtrain.run.cards import card
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 
-WEIGHTS = "model.safetensors"
-CARD = """\
----
-language: [en, vi]
-pipeline_tag: translation
-library_name: normtrain
----
-
-# {name}: English to Vietnamese, norm `{norm}`
-
-Trained with normtrain {version} for {step:,} steps on `{data}`.
-{parameters:,} parameters; norms sit `{placement}` the sublayers.
-
-| file | what |
-| --- | --- |
-| `model.safetensors` | the weights; tied matrices are stored once |
-| `config.json` | the recipe, the norm at every place, where the data came from |
-| `tokenizer.json` | the joint BPE, for the `tokenizers` library |
-{scores}
-"""
+NATIVE = "native"
+EXPORT_FORMATS = (NATIVE, *FORMATS)
 
 
-def export(target: Path, folder: Path) -> str:
-    """Write a model in open formats.
+def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
+    """Write a model in open formats; the folder is whole or not there.
 
     Args:
         target: a run folder (its best checkpoint, else its last) or a checkpoint file.
         folder: a new or empty folder.
+        format: ``"native"``, which takes any model; or ``"llama"``, ``"qwen3"`` or ``"gpt2"``,
+            which `transformers` loads, for the language models that have these designs.
 
     Returns:
-        A line that says what was written.
+        Lines that say what was written, and what the format could not take.
 
     Raises:
-        ValueError: if the checkpoint can't be used or the folder holds something.
+        ValueError: if the checkpoint can't be used, the format has no such model, or the folder
+            holds something.
         RunError: if the folder can't be written.
     """
-    checkpoint = read_checkpoint(Path(target))
+    if format not in EXPORT_FORMATS:
+        raise unknown_name("format", format, EXPORT_FORMATS)
+    checkpoint, folder = read_checkpoint(Path(target)), Path(folder)
+    if format != NATIVE and checkpoint.recipe.task != "language":
+        raise UserError(
+            f"{checkpoint.path} is trained for the task {checkpoint.recipe.task}; the formats "
+            f"{', '.join(FORMATS)} are for language models"
+        )
     model = checkpoint.model()
-    folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty; export into a new folder")
-    # Parameters, not the state dict: a tied matrix appears once.
-    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
-    count = sum(p.numel() for p in weights.values())
+    count = sum(p.numel() for p in model.parameters())
+    texts = {"README.md": card(checkpoint, Path(target), count, format)}
+    notes: Sequence[str] = ()
+    if format == NATIVE:
+        _write(folder, checkpoint, model, texts)
+    else:
+        section = cast(LanguageRecipe, checkpoint.recipe).model
+        notes = write_theirs(
+            folder, format, section, model.state_dict(), checkpoint.tokenizer, texts
+        )
+    head = f"{folder}: {count:,} parameters, config, tokenizer and model card"
+    return "\n".join([head, *notes])
+
+
+def _write(folder: Path, checkpoint: Checkpoint, model: TokenModel, texts: dict[str, str]) -> None:
+    """The format that takes every model."""
+    ours = checkpoint.raw["normtrain"]
     config = {
         "normtrain_version": __version__,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "step": checkpoint.step,
         "recipe": checkpoint.recipe.plain(),
-        "norms": checkpoint.raw["normtrain"]["norms"],
+        "norms": ours["norms"],
         "data": checkpoint.data,
+        **{key: ours[key] for key in ("init",) if key in ours},
     }
-    texts = {
+    files = {
         "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "tokenizer.json": checkpoint.tokenizer.to_json(),
-        "README.md": _card(checkpoint, Path(target), count),
+        **texts,
     }
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        _take_back(folder, [WEIGHTS, *texts], made)
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise RunError(f"could not write {folder}: {reason}; free some space") from error
-    return f"{folder}: {count:,} parameters, config, tokenizer and model card"
+    weights = _once(model)
+
+    def write(temporary: Path) -> None:
+        save_weights(weights, temporary)
+        for name, text in files.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+
+    write_folder(folder, write)
 
 
-def _take_back(folder: Path, names: list[str], made: bool) -> None:
-    """Remove what a failed export has written; half a model is worse than none."""
-    with contextlib.suppress(OSError):
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        if made:
-            folder.rmdir()
-
-
-def _evaluations(target: Path) -> list[dict[str, Any]]:
-    """What ``evaluate`` has left in a run folder; files of any other kind are passed over."""
-    found = []
-    for file in sorted(target.glob("evaluation-*.json")) if target.is_dir() else []:
-        with contextlib.suppress(OSError, ValueError):
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-    return [each for each in found if isinstance(each, dict) and "bleu_signature" in each]
-
-
-def _card(checkpoint: Checkpoint, target: Path, parameters: int) -> str:
-    recipe = checkpoint.recipe
-    rows = [
-        f"| {Path(found['data']).name} | {found['split']} | {found['beam']} | {found['bleu']:.2f} "
-        f"| `{found['bleu_signature']}` |"
-        for found in _evaluations(target)
-        if found["step"] == checkpoint.step  # another checkpoint's scores say nothing of this one
-    ]
-    scores = ""
-    if rows:
-        head = "\n| data | split | beam | BLEU | signature |\n| --- | --- | --- | --- | --- |\n"
-        scores = head + "\n".join(rows)
-    return CARD.format(
-        name=recipe.name,
-        norm=recipe.model.norm,
-        version=__version__,
-        step=checkpoint.step,
-        data=Path(recipe.data.source).name,
-        parameters=parameters,
-        placement=recipe.model.placement,
-        scores=scores,
-    )
+def _once(model: TokenModel) -> dict[str, Tensor]:
+    """The state dict, with a tied matrix under its first name alone."""
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    again -= {name for name, _ in model.named_parameters()}
+    state: dict[str, Any] = model.state_dict()
+    return {name: state[name].contiguous() for name in state if name not in again}

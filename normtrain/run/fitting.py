@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 
@@ -15,11 +16,13 @@ from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
 from normtrain.data.base import CorpusData
 from normtrain.errors import UserError
+from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
-from normtrain.recipe import Recipe
+from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
-from normtrain.run.kinds import kind_of
+from normtrain.run.importing import note_start, noted_start
+from normtrain.run.kinds import kind_of, whole_source
 from normtrain.run.loop import Machine, TrainingRun, size_line
 from normtrain.run.machine import resolve_precision
 
@@ -27,6 +30,7 @@ from normtrain.run.machine import resolve_precision
 def fit(
     recipe: Recipe,
     *,
+    init: Pretrained | None = None,
     out: Path | None = None,
     devices: int | None = None,
     nodes: int | None = None,
@@ -40,6 +44,8 @@ def fit(
 
     Args:
         recipe: every choice of the run.
+        init: the model it begins with, see `read_pretrained`; by default with random weights. The
+            recipe must describe that model, but for its norms, as `start_recipe` sees to.
         out: the run's folder; by default ``runs/<recipe>-<norm>-<time>``.
         devices: devices of each machine; by default one.
         nodes: machines; by default one.
@@ -59,11 +65,15 @@ def fit(
     machine = _machine(Machine(), devices, nodes, strategy, compile)
     recipe = _settle(recipes.check_norms(recipe))
     build_model_on_meta(recipe)
-    data = _data(recipe)
+    if init is not None:
+        init.check(cast(LanguageRecipe, recipe))
+    data = _data(recipe, given=None if init is None else init.tokenizer)
     data.setup("fit")
     data.check_ranks(machine.devices * machine.nodes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
-    TrainingRun(recipe, folder, data, machine, say).train()
+    if init is not None and is_first_process():
+        note_start(folder, init)
+    TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
     return folder.path
 
 
@@ -72,6 +82,7 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     recipe: Recipe | None = None,
+    init: Pretrained | None = None,
     out: Path | None = None,
     devices: int | None = None,
     nodes: int | None = None,
@@ -86,6 +97,7 @@ def resume(
             run of this recipe under ``runs/``; where there is none, a new run.
         overrides: ``key=value`` settings the user gave again; they must match the run's.
         recipe: the recipe the user named again; it must match the run's too.
+        init: what ``"auto"`` begins a new run with; a run that is there has its own weights.
         out: the folder for ``"auto"``.
         devices: by default as the run was started, as for the next three.
         nodes: machines; together with ``devices`` it can't change the number of processes.
@@ -110,7 +122,7 @@ def resume(
         if recipe is None:
             raise UserError("there is no run to go on with; name a --recipe to start one")
         say("no run to go on with: starting one")
-        return fit(recipe, out=out, say=say, **given)
+        return fit(recipe, init=init, out=out, say=say, **given)
     theirs = folder.recipe()
     _check_same(theirs, recipe or recipes.override(theirs, overrides), folder)
     if (step := folder.finished()) is not None:
@@ -118,21 +130,37 @@ def resume(
         return folder.path
     if not folder.last.exists():
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
-        data, machine = _data(theirs), _machine(Machine(), **given)
-        data.setup("fit")
-        data.check_ranks(machine.devices * machine.nodes)
-        TrainingRun(theirs, folder, data, machine, say).train()
+        _begin_again(theirs, folder, given, say)
         return folder.path
-    data, machine, step = _as_left(theirs, folder, given, say)
-    say(f"going on with {folder.path} after step {step}")
-    TrainingRun(theirs, folder, data, machine, say).train(folder.last, step)
+    left = _as_left(theirs, folder, given, say)
+    say(f"going on with {folder.path} after step {left.step}")
+    training = TrainingRun(theirs, folder, left.data, left.machine, say, origin=left.origin)
+    training.train(folder.last, left.step)
     return folder.path
 
 
-def _as_left(
-    recipe: Recipe, folder: RunFolder, given: _Given, say: Say
-) -> tuple[CorpusData, Machine, int]:
-    """Data, machine and step as a run's last checkpoint left them.
+def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
+    """Train in a folder that a run left before its first checkpoint."""
+    init = noted_start(folder)
+    data = _data(recipe, given=None if init is None else init.tokenizer)
+    machine = _machine(Machine(), **given)
+    data.setup("fit")
+    data.check_ranks(machine.devices * machine.nodes)
+    TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
+
+
+@dataclass(frozen=True)
+class _Left:
+    """How a run's last checkpoint left it."""
+
+    data: CorpusData
+    machine: Machine
+    step: int
+    origin: dict[str, str] | None
+
+
+def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Left:
+    """A run as its last checkpoint left it.
 
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
@@ -146,7 +174,7 @@ def _as_left(
     data = _data(recipe, read)
     data.setup("fit")
     _check_text(data, read)
-    return data, machine, read.step
+    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"))
 
 
 def describe(recipe: Recipe) -> str:
@@ -243,19 +271,15 @@ def _check_same(theirs: Recipe, wanted: Recipe, folder: RunFolder) -> None:
 
 def _settle(recipe: Recipe) -> Recipe:
     """Replace what depends on this machine and this folder by what it stands for here."""
-    changes = []
-    source = recipe.data.source
-    named = source in kind_of(recipe).corpora() or source.startswith("hf:")
-    if not named and Path(source).exists():
-        changes.append(f"data.source={json.dumps(str(Path(source).resolve()))}")
+    changes = [f"data.source={json.dumps(whole_source(recipe))}"]
     if recipe.train.precision == "auto":
         precision, _ = resolve_precision("auto")
         changes.append(f"train.precision={json.dumps(precision.removesuffix('-true'))}")
     return recipes.override(recipe, changes)
 
 
-def _data(recipe: Recipe, read: Checkpoint | None = None) -> CorpusData:
+def _data(recipe: Recipe, read: Checkpoint | None = None, given: Any = None) -> CorpusData:
     revision = recipe.data.revision
     if read is not None and read.data["kind"] == "hub":
         revision = read.data["revision"]  # where the recipe pins none, the one it began with
-    return kind_of(recipe).data(recipe, revision, None if read is None else read.tokenizer)
+    return kind_of(recipe).data(recipe, revision, given if read is None else read.tokenizer)

@@ -29,6 +29,7 @@ class RunFolder:
         recipe_file: the resolved recipe.
         metrics_file: one row a report.
         tokenizer_file: the tokenizer, as the ``tokenizers`` library reads it.
+        start_file: where the weights came from that it began with, if they weren't random.
         checkpoints: ``last.ckpt``, ``best.ckpt`` and numbered ones.
     """
 
@@ -37,6 +38,7 @@ class RunFolder:
         self.recipe_file = self.path / "recipe.yaml"
         self.metrics_file = self.path / "metrics.csv"
         self.tokenizer_file = self.path / "tokenizer.json"
+        self.start_file = self.path / "init.json"
         self.checkpoints = self.path / "checkpoints"
 
     @property

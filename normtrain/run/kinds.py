@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, cast
 
 from normtrain.data.base import CorpusData
@@ -141,6 +142,13 @@ class _Language(Kind):
 
 
 _KINDS: dict[str, Kind] = {"translation": _Translation(), "language": _Language()}
+
+
+def whole_source(recipe: Recipe) -> str:
+    """``data.source``, as an absolute path where it is a file or a folder."""
+    source = recipe.data.source
+    named = source in kind_of(recipe).corpora() or source.startswith("hf:")
+    return source if named or not Path(source).exists() else str(Path(source).resolve())
 
 
 def kind_of(recipe: Recipe) -> Kind:

@@ -22,6 +22,7 @@ from normtrain.callbacks.stop import GracefulStop, StopAsked
 from normtrain.data.base import CorpusData
 from normtrain.errors import RunError
 from normtrain.files import write_text
+from normtrain.interchange import Pretrained, load_into
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
@@ -69,6 +70,8 @@ class TrainingRun:
         data: set up for fitting.
         machine: where it trains.
         say: prints messages.
+        pretrained: the weights it begins with; None takes random ones.
+        origin: where the weights came from that its checkpoint began with.
     """
 
     def __init__(
@@ -78,7 +81,12 @@ class TrainingRun:
         data: CorpusData,
         machine: Machine,
         say: Say,
+        *,
+        pretrained: Pretrained | None = None,
+        origin: dict[str, str] | None = None,
     ) -> None:
+        self.pretrained = pretrained
+        self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
         self.machine, self.say = machine, say
         self.kind = kind_of(recipe)
@@ -117,13 +125,15 @@ class TrainingRun:
                 "data": self.data.corpus.provenance,
                 "machine": asdict(self.machine),
                 "kernels": kernels.described(),
+                **({} if self.origin is None else {"init": self.origin}),
             },
             compile_model=self.machine.compile,
         )
+        begun = "" if checkpoint is not None else self._begin(task)
         self._write_tokenizer()
         self.metrics.cut(step)
         trainer = self._trainer(step)
-        self._announce(task)
+        self._announce(task, begun)
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except StopAsked as stop:
@@ -147,6 +157,16 @@ class TrainingRun:
     @property
     def _how_to_go_on(self) -> str:
         return f"go on with: normtrain fit --resume {self.folder.path}"
+
+    def _begin(self, task: TrainingTask) -> str:
+        """Put the pretrained weights in, if there are any; says which."""
+        if self.pretrained is None:
+            return ""
+        report = load_into(task.model, self.pretrained.weights)
+        head = f"pretrained weights of {self.pretrained.place} ({self.pretrained.model_type})"
+        lines = [f"{head}: {report}", *self.pretrained.notes]
+        self.pretrained = None  # they would take memory for the whole training
+        return "\n".join(lines)
 
     def _write_tokenizer(self) -> None:
         if is_first_process():
@@ -202,10 +222,10 @@ class TrainingRun:
             GracefulStop(checkpoints, self.say),
         ]
 
-    def _announce(self, task: TrainingTask) -> None:
+    def _announce(self, task: TrainingTask, begun: str) -> None:
         if not is_first_process():
             return
-        for line in [*self.data.report, size_line(task.model)]:
+        for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:
             self.say(line)
         precision = self.recipe.train.precision
         cuda = torch.cuda.is_available()

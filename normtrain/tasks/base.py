@@ -156,16 +156,23 @@ class TrainingTask(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only."""
-        checkpoint["normtrain"] = {
-            "version": FORMAT_VERSION,
-            "recipe": self.recipe.plain(),
-            "tokenizer": self.tokenizer.to_json(),
-            "rules": self.model.norms.to_plain(),
-            "norms": {
-                name: str(self.model.norms.spec_for(name)) for name in norm_sites(self.model)
-            },
-            **self.about,
-        }
+        checkpoint["normtrain"] = checkpoint_section(
+            self.recipe, self.tokenizer, self.model, self.about
+        )
+
+
+def checkpoint_section(
+    recipe: Recipe, tokenizer: TextTokenizer, model: TokenModel, about: dict[str, Any]
+) -> dict[str, Any]:
+    """What makes a checkpoint self-contained: recipe, tokenizer, norms, and ``about``."""
+    return {
+        "version": FORMAT_VERSION,
+        "recipe": recipe.plain(),
+        "tokenizer": tokenizer.to_json(),
+        "rules": model.norms.to_plain(),
+        "norms": {name: str(model.norms.spec_for(name)) for name in norm_sites(model)},
+        **about,
+    }
 
 
 def several_ranks() -> bool:

@@ -57,8 +57,8 @@ class FakeRun(SimpleNamespace):
         self._called("average", run, **kwargs)
         return "averaged 3"
 
-    def export(self, target: Path, folder: Path) -> str:
-        self._called("export", target, folder)
+    def export(self, target: Path, folder: Path, *, format: str) -> str:
+        self._called("export", target, folder, format=format)
         return "exported"
 
 
@@ -293,7 +293,7 @@ def test_average_and_export_pass_on_and_print(call: Call, run: FakeRun) -> None:
     assert call("export", ".", "made").stdout == "exported\n"
     assert run.calls == [
         ("average", (Path("."),), {"last": 3, "output": Path("a.ckpt")}),
-        ("export", (Path("."), Path("made")), {}),
+        ("export", (Path("."), Path("made")), {"format": "native"}),
     ]
 
 
