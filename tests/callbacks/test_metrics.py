@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from normtrain.callbacks.metrics import COLUMNS, MetricsFile, Recorder, read_metrics
+from normtrain.callbacks.metrics import MetricsFile, Recorder, columns, read_metrics
 from normtrain.errors import RunError, UserError
 
+COLUMNS = columns("val_bleu")
 HEADER = ",".join(COLUMNS) + "\n"
 
 

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 def test_out_of_memory_names_the_shape_and_the_setting(
     tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(*args: Any) -> None:
+    def no_memory(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(translation, "training_loss", no_memory)
@@ -46,9 +46,9 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
 ) -> None:
     real, calls = translation.training_loss, []
 
-    def broken(*args: Any) -> torch.Tensor:
+    def broken(*args: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
-        return real(*args) * (float("nan") if len(calls) > 7 else 1.0)
+        return real(*args, **options) * (float("nan") if len(calls) > 7 else 1.0)
 
     monkeypatch.setattr(translation, "training_loss", broken)
     with pytest.raises(RunError, match=r"the loss is nan at step 8.*optim.lr"):
@@ -273,12 +273,12 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
 ) -> None:
     real, calls = translation.training_loss, []
 
-    def twice(*args: Any) -> torch.Tensor:
+    def twice(*args: Any, **options: Any) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(translation, "training_loss", twice)
     with pytest.raises(Interrupted, match=r"at once, without saving; go on with: .*--resume"):

@@ -125,7 +125,7 @@ def undisturbed(
 ) -> tuple[Path, list[str]]:
     from conftest import tiny_settings
 
-    settings = tiny_settings(train_max_steps=300, train_val_every=70, train_checkpoint_every=20)
+    settings = tiny_settings(train_max_steps=150, train_val_every=40, train_checkpoint_every=20)
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     process = start(out, corpus_folder, settings)
     _, messages = process.communicate(timeout=200)
@@ -137,7 +137,7 @@ def undisturbed(
     ("asked", "step", "code"),
     [
         (signal.SIGKILL, 33, -9),
-        (signal.SIGKILL, 141, -9),
+        (signal.SIGKILL, 101, -9),
         (signal.SIGINT, 50, 130),
         (signal.SIGTERM, 75, 130),
     ],
