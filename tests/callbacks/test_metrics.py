@@ -12,6 +12,7 @@ import torch
 
 from normtrain.callbacks.metrics import MetricsFile, Recorder, columns, read_metrics
 from normtrain.errors import RunError, UserError
+from normtrain.tasks.translation import TranslationTask
 
 COLUMNS = columns("val_bleu")
 HEADER = ",".join(COLUMNS) + "\n"
@@ -126,7 +127,11 @@ class Steps:
         return self.batches // self.accumulate
 
     def train(self, recorder: Recorder, losses: list[float]) -> None:
-        module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0), update_scale=1.0)
+        module: Any = SimpleNamespace(
+            gradient_norm=torch.tensor(2.0),
+            update_scale=1.0,
+            count_targets=TranslationTask.count_targets,
+        )
         for loss in losses:
             self.batches += 1
             target = torch.tensor([[5, 2, 0], [7, 8, 2]])  # 5 real tokens
