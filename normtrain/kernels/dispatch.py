@@ -13,7 +13,6 @@ one number a row) or get rows already in range (elsewhere, where a look would st
 from __future__ import annotations
 
 import functools
-import math
 from types import ModuleType
 
 import torch
@@ -22,6 +21,7 @@ from torch.autograd import forward_ad
 
 from normtrain.kernels import formulas, fused, reference
 from normtrain.kernels.choice import current
+from normtrain.kernels.ranges import brought_into_range, in_range
 from normtrain.kernels.rows import DETACH, Numbers, smallest_eps
 
 _FAST = {"layer_norm": "aten", "rms_norm": "function", "ada_norm": "function"}
@@ -170,41 +170,6 @@ def _wide(x: Tensor, parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.to(reference.stats_dtype(x))
 
 
-def _near(x: Tensor) -> Tensor:
-    """``x`` itself on the CPU, where rows are looked at afterwards; elsewhere its rows in range."""
-    # the squares of float16 cannot leave float32
-    if x.is_cpu or x.dtype == torch.float16:
-        return x
-    return (x * formulas.within_range(x)).to(x.dtype)
-
-
-def _in_range(x: Tensor, rstd: Tensor, mean: Tensor | None = None, most: float = math.inf) -> bool:
-    """Whether the fast operations hold for rows on the CPU, from their 1/sigma and mean.
-
-    A row may be too large (its 1/sigma is tiny, 0 or NaN), or so far from zero for its spread that
-    `x * rstd - mean * rstd` has lost its digits.
-
-    Args:
-        x: the input; elsewhere than on the CPU it has been brought into range.
-        rstd: 1/sigma or 1/RMS of each row.
-        mean: of each row, where the operation subtracts it.
-        most: a bound of 1/sigma, which spares multiplying where the mean is small.
-    """
-    if not x.is_cpu or rstd.numel() == 0:
-        return True
-    if not rstd.min().item() > 1 / formulas.limits(x).big:
-        return False
-    if mean is None:
-        return True
-    bound = 1 / (16 * torch.finfo(rstd.dtype).eps)
-    return _within(mean, bound / most) or _within(mean * rstd, bound)
-
-
-def _within(t: Tensor, bound: float) -> bool:
-    low, high = torch.aminmax(t)
-    return -bound < low.item() and high.item() < bound
-
-
 def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
@@ -240,10 +205,10 @@ def _aten_layer_norm(
         # makes it keep wide statistics for narrow input.
         weight = torch.ones(d, dtype=reference.stats_dtype(x), device=x.device)
     if not x.is_cpu:
-        wide = _near(x).to(weight.dtype)
+        wide = brought_into_range(x).to(weight.dtype)
         return torch.native_layer_norm(wide, (d,), weight, bias, eps)[0].to(x.dtype)
     y, mean, rstd = torch.native_layer_norm(x, (d,), weight, bias, eps)
-    return y if _in_range(x, rstd, mean, eps**-0.5) else None
+    return y if in_range(x, rstd, mean, eps**-0.5) else None
 
 
 def rms_norm(
@@ -273,9 +238,9 @@ def rms_norm(
     with reference.without_autocast(x):
         weight, bias = _wide(x, weight), _wide(x, bias)
         if _unfused(x, "rms_norm", eps_mode, eps, first) == "function":
-            near = _near(x)
+            near = brought_into_range(x)
             wide, rstd = reference.rms_statistic(near, eps, first)
-            if _in_range(near, rstd):
+            if in_range(near, rstd):
                 if _needs_graph(x, weight, bias):
                     return reference.RMSNormFunction.apply(
                         near, weight, bias, wide, rstd, eps, first
@@ -301,9 +266,9 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
         return fused.run(by, "ada", x, None, None, None, _numbers(eps, 0, c, k))
     with reference.without_autocast(x):
         if _unfused(x, "ada_norm", eps_mode, eps) == "function":
-            near = _near(x)
+            near = brought_into_range(x)
             stats = reference.ada_statistics(near, eps, c)
-            if _in_range(near, stats[2], stats[1], eps**-0.5):
+            if in_range(near, stats[2], stats[1], eps**-0.5):
                 if _needs_graph(x):
                     return reference.AdaNormFunction.apply(near, *stats, eps, c, k)
                 return reference.ada_output(stats[0], c, k, x.dtype)
