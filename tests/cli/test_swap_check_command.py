@@ -146,6 +146,7 @@ def test_json_is_one_object_with_report_and_checks(command: Command, here: Path)
     assert 0 < found["change"] < 2
 
 
+@pytest.mark.usefixtures("default_kernels")
 def test_the_same_norm_changes_nothing(command: Command, here: Path) -> None:
     assert as_json(run(command, "mine:pair", "--json", norm="layernorm"))["change"] == 0
 

@@ -222,6 +222,7 @@ def test_facts(name: str, device: str) -> None:
             assert getattr(facts, parameter) is getattr(module, parameter, None)
 
 
+@pytest.mark.usefixtures("default_kernels")
 @pytest.mark.parametrize("name", ["timm", "timm-2d", "timm-rms", "timm-rms-2d", "convnext"])
 def test_their_successors_compute_the_same(name: str) -> None:
     model = nn.Sequential(FACTS[name][0](), nn.Identity())

@@ -297,6 +297,7 @@ def _dropless(model: nn.Module, inputs: dict[str, Tensor], train: bool = False) 
     return _first(model(**inputs)).masked_fill(PAD[..., None], 0)
 
 
+@pytest.mark.usefixtures("default_kernels")
 def test_a_swap_and_its_undoing_give_the_model_back() -> None:
     old, new, inputs = _two(LAYER["gpt2"], "layernorm-simple")
     assert not torch.equal(_first(new.eval()(**inputs)), _first(old.eval()(**inputs)))

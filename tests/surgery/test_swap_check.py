@@ -40,6 +40,7 @@ def test_a_sound_model_passes_and_its_change_is_measured(norm: str, init: str) -
     assert result.report == report
 
 
+@pytest.mark.usefixtures("default_kernels")
 def test_the_same_norm_changes_not_a_bit() -> None:
     result = check_swap(encoder(), "layernorm", X)
     assert_sound(result)
@@ -105,6 +106,7 @@ def test_a_model_that_keeps_tensors_and_writes_into_its_input_passes() -> None:
     assert torch.equal(given, X)
 
 
+@pytest.mark.usefixtures("default_kernels")
 def test_a_model_that_draws_in_eval_draws_the_same_each_time() -> None:
     model = Small(lambda model, y: y + torch.randn_like(y) + np.random.rand() + random.random())
     result = check_swap(model, "layernorm", X)
