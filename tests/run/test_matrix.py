@@ -38,7 +38,14 @@ TASK_SIZES: dict[str, dict[str, object]] = {
         "model.encoder_layers": 1,
         "model.decoder_layers": 2,
     },
-    "language": {"data.window": 16, "data.max_tokens": 64, "model.d_model": 48, "model.layers": 2},
+    "language": {
+        "data.window": 16,
+        "data.max_tokens": 64,
+        "model.d_model": 48,
+        "model.layers": 2,
+        "model.max_positions": 64,
+        "optim.accumulate": 2,
+    },
 }
 SHRUNK = {key.partition(".")[2] for part in (SIZES, *TASK_SIZES.values()) for key in part}
 SHRUNK |= {"source"}
