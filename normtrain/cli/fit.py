@@ -28,7 +28,11 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
     multiple=True,
     help="Another norm where the module name matches; repeatable, the last match wins.",
 )
-@click.option("--data", metavar="NAME|DIR", help="A corpus, hf:owner/name, or a folder.")
+@click.option(
+    "--data",
+    metavar="NAME|DIR",
+    help="A corpus, hf:owner/name, a folder or (of running text) a file.",
+)
 @click.option(
     "--set",
     "settings",

@@ -8,6 +8,15 @@ import click
 
 from normtrain.cli.common import TARGET, debug_option
 
+_output_option = click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The checkpoint to write.",
+)
+
 
 @click.command(short_help="Average a run's last checkpoints.")
 @click.argument("folder", metavar="RUN", type=click.Path(exists=True, path_type=Path))
@@ -18,14 +27,7 @@ from normtrain.cli.common import TARGET, debug_option
     show_default=True,
     help="How many of the newest numbered checkpoints.",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The checkpoint to write.",
-)
+@_output_option
 @debug_option
 def average(folder: Path, last: int, output: Path) -> None:
     """Average the weights of a run's last checkpoints into one checkpoint."""
@@ -42,14 +44,7 @@ def average(folder: Path, last: int, output: Path) -> None:
     required=True,
     help="The norm that takes the place of LayerNorm (or, for layernorm, of RMSNorm).",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The checkpoint to write.",
-)
+@_output_option
 @debug_option
 def convert(target: Path, to: str, output: Path) -> None:
     """Convert a pre-norm model to one with other norms and the same outputs.
@@ -87,14 +82,7 @@ def export(target: Path, folder: Path, format: str) -> None:
 
 @click.command("import", short_help="A checkpoint of a pretrained language model.")
 @click.argument("folder", metavar="FOLDER", type=TARGET)
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="The checkpoint to write.",
-)
+@_output_option
 @click.option(
     "--recipe",
     metavar="NAME|FILE",

@@ -44,7 +44,7 @@ def measure(
         data: another corpus than the run's.
         stride: by default the whole window, which is quickest and gives the least context.
         batch_size: windows at once; it changes no result beyond the last digits.
-        progress: called with windows done and in all.
+        progress: called with batches of windows done and in all.
 
     Returns:
         Plain values. ``loss`` is in nats a token, ``perplexity`` of a token. ``word_perplexity``
@@ -59,9 +59,23 @@ def measure(
         raise UserError(
             f"--stride is from 1 to the recipe's data.window ({recipe.data.window}), not {stride}"
         )
-    source = data or recipe.data.source
+    module = _loaded(checkpoint, recipe, split, data)
+    nats = _summed(model, module, split, stride, batch_size, progress)
+    window = recipe.data.window
+    used = stride or window
+    found = {**_numbers(nats, module.encoded[split].counts), "window": window, "stride": used}
+    parts = [] if used == window else [f"stride{used}"]
+    return Results(target, checkpoint).write(
+        found, data=data, split=split, parts=parts, corpus=module.corpus.provenance
+    )
+
+
+def _loaded(
+    checkpoint: Checkpoint, recipe: LanguageRecipe, split: str, data: str | None
+) -> LanguageData:
+    """The split, encoded by the checkpoint's tokenizer."""
     module = LanguageData(
-        source=source,
+        source=data or recipe.data.source,
         revision=checkpoint.data["revision"] if data is None else None,
         tokenizer=recipe.data.tokenizer,
         window=recipe.data.window,
@@ -71,22 +85,7 @@ def measure(
         splits=[split],
     )
     module.setup()
-    loss = _summed(model, module, split, stride, batch_size, progress)
-    encoded = module.encoded[split]
-    results = Results(target, checkpoint)
-    used = stride or recipe.data.window
-    parts = [] if used == recipe.data.window else [f"stride{used}"]
-    return results.write(
-        {
-            **_numbers(loss, encoded.counts),
-            "window": recipe.data.window,
-            "stride": used,
-        },
-        data=data,
-        split=split,
-        parts=parts,
-        corpus=module.corpus.provenance,
-    )
+    return module
 
 
 @torch.no_grad()
