@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import ModelParallelStrategy
 
 from normtrain.files import write_atomically
 
@@ -27,7 +29,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def link(source: Path, name: Path) -> None:
-    """Give the file ``source`` a second name, replacing what had it; copies if it can't link."""
+    """Give ``source`` a second name, replacing what had it.
+
+    A file that can't have two names is copied; a sharded checkpoint, which is a folder, gets a
+    symbolic link from the folder it lies in.
+    """
+    if source.is_dir():
+        temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+        os.symlink(source.resolve().name, temporary)
+        os.replace(temporary, name)
+        return
 
     def write(temporary: Path) -> None:
         try:
@@ -36,6 +47,18 @@ def link(source: Path, name: Path) -> None:
             shutil.copyfile(source, temporary)
 
     write_atomically(name, write)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, file or folder, so that a kill leaves none that is half there."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.gone.tmp")
+        with contextlib.suppress(OSError):
+            os.replace(path, gone)
+            path = gone
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class RunCheckpoints(Checkpoint):
@@ -82,7 +105,7 @@ class RunCheckpoints(Checkpoint):
         if not trainer.is_global_zero:
             return
         for part in self.folder.glob(".*.tmp"):
-            part.unlink(missing_ok=True)
+            remove(part)
         if self.best_step is not None and self.best_step == self.saved_step:
             link(self.folder / "last.ckpt", self.folder / "best.ckpt")
 
@@ -123,9 +146,33 @@ class RunCheckpoints(Checkpoint):
         """Write ``step-….ckpt`` and make it ``last.ckpt``; remove numbered ones beyond ``keep``."""
         self.saved_step = trainer.global_step
         path = self.folder / f"step-{self.saved_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            self._save_shards(trainer, path)
+        else:
+            trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             link(path, self.folder / "last.ckpt")
+            named = {(self.folder / name).resolve() for name in ("last.ckpt", "best.ckpt")}
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                old.unlink(missing_ok=True)
+                # A file with a second name stays under that one; a folder has but one.
+                if old.is_file() or old.resolve() not in named:
+                    remove(old)
         return path
+
+    def _save_shards(self, trainer: pl.Trainer, path: Path) -> None:
+        """Every process writes its slice next to ``path``; then the folder gets its name.
+
+        Raises:
+            RunError: a process could not write; no folder of that name is left.
+        """
+        part = path.with_name(f".{path.name}.tmp")
+        if trainer.is_global_zero:
+            remove(part)
+        trainer.strategy.barrier()
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            for file in part.iterdir():
+                with open(file, "rb") as written:
+                    os.fsync(written.fileno())
+            remove(path)
+            os.replace(part, path)

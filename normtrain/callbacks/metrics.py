@@ -199,9 +199,10 @@ class Recorder(pl.Callback):
             logger.log_metrics(self.last, step)
 
     def _loss(self, trainer: pl.Trainer, pl_module: Any) -> float:
-        # Lightning divides the loss it hands out by the number of accumulated batches.
-        total = sum(self._losses[1:], self._losses[0]) * pl_module.update_scale
-        loss = float(trainer.strategy.reduce(total, reduce_op="mean"))
+        # Lightning divides the loss it hands out by the number of accumulated batches. Summed over
+        # the ranks before it is scaled, it is to the bit what one process adds up.
+        total = sum(self._losses[1:], self._losses[0])
+        loss = float(trainer.strategy.reduce(total, reduce_op="mean") * pl_module.update_scale)
         for name, value in (("loss", loss), ("gradient", float(pl_module.gradient_norm))):
             if not math.isfinite(value):
                 raise RunError(

@@ -43,6 +43,7 @@ class RandomState(pl.Callback):
 
     def __init__(self) -> None:
         self._waiting: dict[str, Any] | None = None
+        self._begun_at = 0
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -57,16 +58,23 @@ class RandomState(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember this rank's state; a run on other ranks than before starts a fresh one."""
+        """Remember this rank's state; a run on another number of ranks begins new ones."""
         states = checkpoint.get("random_state") or []
         if len(states) == trainer.world_size:
             self._waiting = states[trainer.global_rank]
+        else:
+            self._begun_at = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give every further rank numbers of its own; all were seeded alike to build one model."""
-        if trainer.global_rank and self._waiting is None:
-            seed = np.random.SeedSequence([torch.initial_seed() % 2**63, trainer.global_rank])
-            torch.manual_seed(int(seed.generate_state(1)[0]))
+        """Give every further rank numbers of its own; all were seeded alike to build one model.
+
+        So it is with every rank where a checkpoint has no state for it, lest the numbers be those
+        of the first steps again.
+        """
+        if self._waiting is None and (trainer.global_rank or self._begun_at):
+            parts = [torch.initial_seed() % 2**63, trainer.global_rank]
+            parts += [self._begun_at] if self._begun_at else []
+            torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

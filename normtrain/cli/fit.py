@@ -50,7 +50,11 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 @click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
 @click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")
-@click.option("--strategy", type=click.Choice(["auto", "ddp"]), help="Default: auto.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "ddp", "fsdp2"]),
+    help="ddp: a whole model a process; fsdp2: a slice of it. Default: auto.",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")

@@ -25,8 +25,8 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
         source: where the corpus comes from.
         workers: loader processes; 0 assembles batches in the training process.
         seed: decides the order of batches.
-        total_batches: batches of the whole run, a rank; the training loader then is one stream of
-            that many. None gives a loader of one epoch at a time.
+        total_batches: batches of the whole run, over all ranks; the training loader then is one
+            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
 
     Attributes:
         corpus: what was loaded, with its ``provenance``, after `setup`.
@@ -65,11 +65,12 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
 
     def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Batches in a new order every epoch, this rank's slice; resumable at any batch."""
-        batches = self._batches(*self._place())
+        rank, world = self._place()
         data: Any = self._rows("train")
         if self.total_batches is None:
+            batches = self._batches(rank, world)
             return ResumableLoader(data, batch_sampler=cast(Any, batches), **self._workers())
-        stream = BatchStream(batches, self.total_batches)
+        stream = BatchStream(self._batches(0, 1), self.total_batches, rank=rank, world=world)
         return StreamLoader(data, batch_sampler=cast(Any, stream), **self._workers())
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -15,6 +15,7 @@ from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
 from normtrain.run.kinds import kind_of
+from normtrain.sharded import is_sharded, read_sharded
 from normtrain.tasks.base import FORMAT_VERSION
 
 PREFIX = "model."
@@ -76,10 +77,13 @@ def find_checkpoint(target: Path) -> Path:
     Raises:
         ValueError: if there is none.
     """
+    if is_sharded(target):
+        return target
     if target.is_dir():
         for name in ("best.ckpt", "last.ckpt"):
-            if (target / "checkpoints" / name).is_file():
-                return target / "checkpoints" / name
+            found = target / "checkpoints" / name
+            if found.is_file() or is_sharded(found):
+                return found
         raise UserError(
             f"{target} holds no checkpoint (looked for checkpoints/best.ckpt, last.ckpt)"
         )
@@ -98,7 +102,7 @@ def read_checkpoint(target: Path) -> Checkpoint:
         ValueError: if it is missing, cut short, not a checkpoint, or not one of normtrain's.
     """
     path = find_checkpoint(Path(target))
-    raw = read_plain(path)
+    raw = read_sharded(path) if is_sharded(path) else read_plain(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]

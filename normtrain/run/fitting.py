@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -23,8 +23,9 @@ from normtrain.run.checkpoint import Checkpoint, read_checkpoint
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
-from normtrain.run.loop import Machine, TrainingRun, size_line
-from normtrain.run.machine import resolve_precision
+from normtrain.run.loop import TrainingRun, size_line
+from normtrain.run.machine import Machine, resolve_precision
+from normtrain.run.strategies import check_strategy
 
 
 def fit(
@@ -49,7 +50,7 @@ def fit(
         out: the run's folder; by default ``runs/<recipe>-<norm>-<time>``.
         devices: devices of each machine; by default one.
         nodes: machines; by default one.
-        strategy: ``"auto"`` (the default) or ``"ddp"``.
+        strategy: ``"auto"`` (the default), ``"ddp"`` or ``"fsdp2"``.
         compile: run the training forward pass through ``torch.compile``.
         say: prints messages; by default to stderr.
 
@@ -64,12 +65,14 @@ def fit(
     say = say or Say()
     machine = _machine(Machine(), devices, nodes, strategy, compile)
     recipe = _settle(recipes.check_norms(recipe))
+    check_strategy(machine, recipe)
+    machine = _with_updates(machine, recipe)
     build_model_on_meta(recipe)
     if init is not None:
         init.check(cast(LanguageRecipe, recipe))
-    data = _data(recipe, given=None if init is None else init.tokenizer)
+    data = _data(recipe, machine, given=None if init is None else init.tokenizer)
     data.setup("fit")
-    data.check_ranks(machine.devices * machine.nodes)
+    data.check_ranks(machine.processes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
     if init is not None and is_first_process():
         note_start(folder, init)
@@ -92,6 +95,8 @@ def resume(
 ) -> Path:
     """Go on with a run from its last checkpoint; the rest is bit-equal to a run never stopped.
 
+    On another number of processes it goes on with the same batches, equal but for rounding.
+
     Args:
         run: the run's folder. ``"auto"`` is ``out`` if it holds a run; without ``out`` the newest
             run of this recipe under ``runs/``; where there is none, a new run.
@@ -100,7 +105,7 @@ def resume(
         init: what ``"auto"`` begins a new run with; a run that is there has its own weights.
         out: the folder for ``"auto"``.
         devices: by default as the run was started, as for the next three.
-        nodes: machines; together with ``devices`` it can't change the number of processes.
+        nodes: machines; another number of processes must divide the batches of an update.
         strategy: see :func:`fit`.
         compile: see :func:`fit`.
         say: prints messages.
@@ -109,8 +114,8 @@ def resume(
         The run's folder.
 
     Raises:
-        ValueError: if there is no such run, or the recipe, the text or the number of processes
-            differ from the run's.
+        ValueError: if there is no such run, the recipe or the text differ from the run's, or the
+            batches of an update can't be shared by so many processes.
         RunError, Interrupted: as for :func:`fit`.
     """
     say = say or Say()
@@ -142,10 +147,11 @@ def resume(
 def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
     """Train in a folder that a run left before its first checkpoint."""
     init = noted_start(folder)
-    data = _data(recipe, given=None if init is None else init.tokenizer)
-    machine = _machine(Machine(), **given)
+    machine = _with_updates(_machine(Machine(), **given), recipe)
+    check_strategy(machine, recipe)
+    data = _data(recipe, machine, given=None if init is None else init.tokenizer)
     data.setup("fit")
-    data.check_ranks(machine.devices * machine.nodes)
+    data.check_ranks(machine.processes)
     TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
 
 
@@ -165,14 +171,17 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
     read = read_checkpoint(folder.last)
-    started = Machine(**read.raw["normtrain"]["machine"])
+    started = _started(read, recipe)
     machine = _machine(started, **given)
     _check_machine(machine, started, folder)
+    if machine.processes != started.processes:
+        say(_other_processes(machine, started))
     before, now = read.raw["normtrain"].get("kernels"), kernels.described()
     if before is not None and before != now:
         say(f"norms now run by {now}, before by {before}: the last bits of results will differ")
-    data = _data(recipe, read)
+    data = _data(recipe, machine, read)
     data.setup("fit")
+    data.check_ranks(machine.processes)
     _check_text(data, read)
     return _Left(data, machine, read.step, read.raw["normtrain"].get("init"))
 
@@ -213,11 +222,12 @@ def _machine(
     started: Machine, devices: int | None, nodes: int | None, strategy: str | None, compile: bool
 ) -> Machine:
     """The machine a run was started on, changed as the user says, if that is possible."""
-    machine = Machine(
-        devices or started.devices,
-        nodes or started.nodes,
-        strategy or started.strategy,
-        compile or started.compile,
+    machine = replace(
+        started,
+        devices=devices or started.devices,
+        nodes=nodes or started.nodes,
+        strategy=strategy or started.strategy,
+        compile=compile or started.compile,
     )
     if torch.cuda.is_available() and machine.devices > torch.cuda.device_count():
         count = torch.cuda.device_count()
@@ -240,12 +250,49 @@ def _check_text(data: CorpusData, read: Checkpoint) -> None:
         )
 
 
-def _check_machine(machine: Machine, started: Machine, folder: RunFolder) -> None:
-    before, now = started.devices * started.nodes, machine.devices * machine.nodes
-    if before != now:
+def _with_updates(machine: Machine, recipe: Recipe) -> Machine:
+    """The machine of a run that begins: each of its processes accumulates as the recipe says."""
+    return replace(machine, update_batches=machine.processes * recipe.optim.accumulate)
+
+
+def _started(read: Checkpoint, recipe: Recipe) -> Machine:
+    """Where the run of a checkpoint trained.
+
+    Raises:
+        ValueError: several processes of an earlier version wrote it, which took their batches in
+            another order.
+    """
+    plain = read.raw["normtrain"]["machine"]
+    started = Machine(**plain)
+    if "update_batches" in plain:
+        return started
+    if started.processes > 1:
         raise UserError(
-            f"{folder.path} was started with {before} processes and goes on with as many; "
-            f"{now} were asked for"
+            f"{read.path} is of an earlier version, whose processes shared the batches in another "
+            f"way; go on with that version, or start a new run"
+        )
+    return _with_updates(started, recipe)
+
+
+def _other_processes(machine: Machine, started: Machine) -> str:
+    return (
+        f"{machine.processes} processes go on, before it were {started.processes}: the same "
+        f"batches make each update, so losses agree but for rounding; dropout draws other numbers"
+    )
+
+
+def _check_machine(machine: Machine, started: Machine, folder: RunFolder) -> None:
+    batches, now = started.update_batches, machine.processes
+    if batches % now:
+        fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
+        raise UserError(
+            f"an update of {folder.path} takes {batches} batches, which {now} processes can't "
+            f"share evenly; go on with {' or '.join(fitting)}"
+        )
+    if (machine.strategy == "fsdp2") != (started.strategy == "fsdp2"):
+        raise UserError(
+            f"{folder.path} was started with --strategy {started.strategy}, whose checkpoints "
+            f"{machine.strategy} can't go on with; leave --strategy out"
         )
     if machine.compile != started.compile:
         raise UserError(f"{folder.path} was started without --compile and goes on without it")
@@ -278,8 +325,11 @@ def _settle(recipe: Recipe) -> Recipe:
     return recipes.override(recipe, changes)
 
 
-def _data(recipe: Recipe, read: Checkpoint | None = None, given: Any = None) -> CorpusData:
+def _data(
+    recipe: Recipe, machine: Machine, read: Checkpoint | None = None, given: Any = None
+) -> CorpusData:
     revision = recipe.data.revision
     if read is not None and read.data["kind"] == "hub":
         revision = read.data["revision"]  # where the recipe pins none, the one it began with
-    return kind_of(recipe).data(recipe, revision, given if read is None else read.tokenizer)
+    tokenizer = given if read is None else read.tokenizer
+    return kind_of(recipe).data(recipe, revision, tokenizer, machine.update_batches)

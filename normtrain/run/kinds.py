@@ -32,13 +32,21 @@ class Kind(ABC):
         """What the best checkpoint is best in: ``"bleu"`` or ``"loss"``."""
 
     @abstractmethod
-    def data(self, recipe: Recipe, revision: str | None, tokenizer: Any | None) -> CorpusData:
+    def data(
+        self,
+        recipe: Recipe,
+        revision: str | None,
+        tokenizer: Any | None,
+        update_batches: int | None = None,
+    ) -> CorpusData:
         """The data module of a run, not yet set up.
 
         Args:
             recipe: every choice of the run.
             revision: of the corpus; pins a dataset of the Hub.
             tokenizer: the one of the checkpoint that the run goes on from, if it does.
+            update_batches: batches of one optimizer step over all processes; by default those of
+                a single process.
         """
 
     @abstractmethod
@@ -68,7 +76,13 @@ class _Translation(Kind):
     def best(self, recipe: Recipe) -> str:
         return cast(TranslationRecipe, recipe).train.best
 
-    def data(self, recipe: Recipe, revision: str | None, tokenizer: Any | None) -> TranslationData:
+    def data(
+        self,
+        recipe: Recipe,
+        revision: str | None,
+        tokenizer: Any | None,
+        update_batches: int | None = None,
+    ) -> TranslationData:
         data = cast(TranslationRecipe, recipe).data
         return TranslationData(
             source=data.source,
@@ -78,7 +92,7 @@ class _Translation(Kind):
             vocab_size=data.vocab_size,
             workers=data.workers,
             seed=recipe.train.seed,
-            total_batches=recipe.train.max_steps * recipe.optim.accumulate,
+            total_batches=recipe.train.max_steps * (update_batches or recipe.optim.accumulate),
             tokenizer=tokenizer,
         )
 
@@ -104,7 +118,13 @@ class _Language(Kind):
     def best(self, recipe: Recipe) -> str:
         return "loss"
 
-    def data(self, recipe: Recipe, revision: str | None, tokenizer: Any | None) -> LanguageData:
+    def data(
+        self,
+        recipe: Recipe,
+        revision: str | None,
+        tokenizer: Any | None,
+        update_batches: int | None = None,
+    ) -> LanguageData:
         data = cast(LanguageRecipe, recipe).data
         return LanguageData(
             source=data.source,
@@ -118,7 +138,7 @@ class _Language(Kind):
             document_mark=data.document_mark,
             workers=data.workers,
             seed=recipe.train.seed,
-            total_batches=recipe.train.max_steps * recipe.optim.accumulate,
+            total_batches=recipe.train.max_steps * (update_batches or recipe.optim.accumulate),
             given_tokenizer=tokenizer,
         )
 

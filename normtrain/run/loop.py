@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from normtrain import kernels
+from normtrain.callbacks.batches_done import BatchesDone
 from normtrain.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from normtrain.callbacks.metrics import MetricsFile, Recorder
 from normtrain.callbacks.progress import Say, ShowProgress
@@ -29,29 +30,13 @@ from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
-from normtrain.run.machine import keep_freed_memory, resolve_precision
+from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
+from normtrain.run.strategies import strategy_of
 from normtrain.tasks.base import TrainingTask
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM stopped the run, and it has saved itself; the message says how to go on."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run trains. Checkpoints carry it, since a run goes on as it was started.
-
-    Attributes:
-        devices: devices of each machine.
-        nodes: machines.
-        strategy: ``"auto"`` or ``"ddp"``.
-        compile: run the training forward pass through ``torch.compile``.
-    """
-
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    compile: bool = False
 
 
 class _Board(TensorBoardLogger):
@@ -128,6 +113,7 @@ class TrainingRun:
                 **({} if self.origin is None else {"init": self.origin}),
             },
             compile_model=self.machine.compile,
+            update_batches=self.machine.update_batches,
         )
         begun = "" if checkpoint is not None else self._begin(task)
         self._write_tokenizer()
@@ -173,18 +159,18 @@ class TrainingRun:
             write_text(self.folder.tokenizer_file, self.data.tokenizer.to_json())
 
     def _trainer(self, step: int) -> pl.Trainer:
-        train, optim = self.recipe.train, self.recipe.optim
+        train = self.recipe.train
         board = _Board(self.folder.path, name="", version="", purge_step=step + 1 if step else None)
         return pl.Trainer(
             accelerator="auto",
             devices=self.machine.devices,
             num_nodes=self.machine.nodes,
-            strategy=self.machine.strategy,
+            strategy=strategy_of(self.machine),
             precision=resolve_precision(train.precision)[0],  # type: ignore[arg-type]
             max_steps=train.max_steps,
-            val_check_interval=train.val_every * optim.accumulate,
+            val_check_interval=train.val_every * self.machine.accumulate,
             check_val_every_n_epoch=None,
-            accumulate_grad_batches=optim.accumulate,
+            accumulate_grad_batches=self.machine.accumulate,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             log_every_n_steps=1,
@@ -198,8 +184,8 @@ class TrainingRun:
 
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
-        recorder = Recorder(train.log_every, self.recipe.optim.accumulate)
-        callbacks: list[pl.Callback] = [RandomState(), recorder]
+        recorder = Recorder(train.log_every, self.machine.accumulate)
+        callbacks: list[pl.Callback] = [RandomState(), BatchesDone(), recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))

@@ -4,10 +4,42 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from dataclasses import dataclass
 
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run trains. Checkpoints carry it, since a run goes on as it was started.
+
+    Attributes:
+        devices: devices of each machine.
+        nodes: machines.
+        strategy: ``"auto"``, ``"ddp"`` or ``"fsdp2"``.
+        compile: run the training forward pass through ``torch.compile``.
+        update_batches: batches of one optimizer step over all processes. A run that goes on with
+            another number of processes keeps it.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    strategy: str = "auto"
+    compile: bool = False
+    update_batches: int = 1
+
+    @property
+    def processes(self) -> int:
+        """How many processes train, one a device."""
+        return self.devices * self.nodes
+
+    @property
+    def accumulate(self) -> int:
+        """Batches of one optimizer step that each process takes."""
+        assert self.update_batches % self.processes == 0, self
+        return self.update_batches // self.processes
 
 
 def keep_freed_memory() -> bool:

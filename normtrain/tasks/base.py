@@ -16,6 +16,13 @@ from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
 from normtrain.tasks.optim import build_optimizer
+from normtrain.tasks.sharding import (
+    hold_whole,
+    scale_gradients,
+    shard,
+    sync_gradients,
+    whole_tensor,
+)
 
 FORMAT_VERSION = 1
 _T = TypeVar("_T")
@@ -73,6 +80,7 @@ class TrainingTask(pl.LightningModule):
         model: what is trained.
         about: what checkpoints shall also carry, plain values by name: the data, the machine.
         compile_model: run the training forward pass through ``torch.compile``.
+        update_batches: batches of one optimizer step, over all processes.
 
     Attributes:
         batch_shape: shapes of the batch trained on last, for the message when memory is short.
@@ -92,12 +100,16 @@ class TrainingTask(pl.LightningModule):
         *,
         about: dict[str, Any] | None = None,
         compile_model: bool = False,
+        update_batches: int = 1,
     ) -> None:
         super().__init__()
+        self._batches_an_update = update_batches
         self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
         self.model = model
-        hidden = cast(Callable[..., Tensor], model.hidden)
-        self._hidden = torch.compile(hidden, dynamic=True) if compile_model else hidden
+        self._compiled: Callable[..., Tensor] | None = None
+        if compile_model:
+            hidden = cast(Callable[..., Tensor], model.hidden)
+            self._compiled = torch.compile(hidden, dynamic=True)
         self.batch_shape: dict[str, tuple[int, ...]] = {}
         self.gradient_norm = torch.zeros(())
         self.update_scale: Tensor | float = 1.0
@@ -121,9 +133,27 @@ class TrainingTask(pl.LightningModule):
         self._update_tokens = self._update_tokens + tokens
         return loss * (tokens / self.recipe.data.max_tokens)
 
-    @property
-    def _batches_an_update(self) -> int:
-        return self.recipe.optim.accumulate * self.trainer.world_size
+    def _hidden(self, *inputs: Tensor) -> Tensor:
+        """The model's last vectors, by the compiled pass if there is one."""
+        hidden = self._compiled or cast(Callable[..., Tensor], self.model.hidden)
+        return hidden(*inputs)
+
+    def configure_model(self) -> None:
+        """Cut the weights over the processes where the strategy asks for it (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Under FSDP2, share gradients only with the last batch of an update."""
+        sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
+
+    def on_validation_start(self) -> None:
+        """Under FSDP2, gather the weights: ranks have different numbers of batches."""
+        hold_whole(self.model, True)
+
+    def on_validation_end(self) -> None:
+        """Let go of them."""
+        hold_whole(self.model, False)
 
     def configure_optimizers(self) -> Any:
         """AdamW with the recipe's schedule."""
@@ -143,11 +173,11 @@ class TrainingTask(pl.LightningModule):
             # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
             tokens = self.trainer.strategy.reduce(self._update_tokens, reduce_op="sum")
             self.update_scale = self._batches_an_update * self.recipe.data.max_tokens / tokens
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            torch._foreach_mul_(gradients, self.update_scale)
+            scale_gradients(self.parameters(), self.update_scale)
             self._update_tokens = 0.0
         limit = self.recipe.optim.clip or float("inf")
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        self.gradient_norm = whole_tensor(norm)
 
     def _log_validation(self) -> None:
         """For callbacks that watch a number; the run's own log writes it unrounded."""

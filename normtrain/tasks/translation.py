@@ -51,6 +51,7 @@ class TranslationTask(TrainingTask):
         tokenizer: text to token ids and back.
         about: what checkpoints shall also carry, plain values by name: the data, the machine.
         compile_model: run the training forward pass through ``torch.compile``.
+        update_batches: batches of one optimizer step, over all processes.
 
     Raises:
         ValueError: if the recipe asks for a model that can't be built.
@@ -67,9 +68,17 @@ class TranslationTask(TrainingTask):
         *,
         about: dict[str, Any] | None = None,
         compile_model: bool = False,
+        update_batches: int = 1,
     ) -> None:
         model = build_model(recipe.model, tokenizer.vocab_size)
-        super().__init__(recipe, tokenizer, model, about=about, compile_model=compile_model)
+        super().__init__(
+            recipe,
+            tokenizer,
+            model,
+            about=about,
+            compile_model=compile_model,
+            update_batches=update_batches,
+        )
         self.validation = TranslationValidation()
 
     @property

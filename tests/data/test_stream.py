@@ -16,18 +16,18 @@ from normtrain.data.stream import BatchStream, StreamLoader
 Batches = list[list[int]]
 
 
-def planner(rank: int = 0, world: int = 1, seed: int = 3) -> TokenBatches:
+def planner(seed: int = 3) -> TokenBatches:
     draw = np.random.default_rng(0)
     source = draw.integers(1, 30, 200)
-    return TokenBatches(source, source + 1, 120, seed=seed, rank=rank, world=world)
+    return TokenBatches(source, source + 1, 120, seed=seed)
 
 
 def read(stream: BatchStream) -> Batches:
     return [batch.tolist() for batch in stream]
 
 
-def epoch_by_hand(epoch: int, world: int = 1) -> Batches:
-    batches = planner(world=world)
+def epoch_by_hand(epoch: int) -> Batches:
+    batches = planner()
     batches.set_epoch(epoch)
     return [batch.tolist() for batch in batches.plan()]
 
@@ -60,16 +60,30 @@ def test_a_skip_leaves_out_exactly_so_many_once() -> None:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_ranks_share_every_epoch_without_overlap(world: int) -> None:
-    n = len(planner(world=world))
-    ranks = [read(BatchStream(planner(rank, world), 2 * n)) for rank in range(world)]
-    assert [len(batches) for batches in ranks] == [2 * n] * world
-    for epoch in range(2):
-        part = slice(epoch * n, (epoch + 1) * n)
-        seen = [i for batches in ranks for batch in batches[part] for i in batch]
-        assert sorted(seen) == list(range(200))
-        whole = epoch_by_hand(epoch, world)
-        assert [batches[part] for batches in ranks] == [whole[rank::world] for rank in range(world)]
+def test_ranks_slice_one_line_that_does_not_depend_on_their_number(world: int) -> None:
+    n = len(planner())
+    total = 3 * n - 3 * n % world
+    whole = read(BatchStream(planner(), total))
+    streams = [BatchStream(planner(), total, rank=r, world=world) for r in range(world)]
+    ranks = [read(stream) for stream in streams]
+    assert {len(each) for each in (*ranks, *streams)} == {total // world}
+    assert [batch for step in zip(*ranks, strict=True) for batch in step] == whole
+    assert sorted(i for batch in whole[:n] for i in batch) == list(range(200))
+    assert [streams[-1].epoch_of(k) for k in (0, total // world - 1)] == [0, (total - 1) // n]
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2), (2, 3)])
+def test_another_number_of_ranks_goes_on_with_the_next_batch(before: int, after: int) -> None:
+    total, done = 6 * len(planner()), 6 * 7
+    whole = read(BatchStream(planner(), total))
+    first = [BatchStream(planner(), total, rank=r, world=before) for r in range(before)]
+    seen = [batch for rank in first for batch in read(rank)[: done // before]]
+    second = [BatchStream(planner(), total, rank=r, world=after) for r in range(after)]
+    for stream in second:
+        stream.skip = done // after
+    rest = [batch for step in zip(*map(read, second), strict=True) for batch in step]
+    assert sorted(seen) == sorted(whole[:done])
+    assert rest == whole[done:]
 
 
 @pytest.fixture
@@ -106,6 +120,20 @@ def test_the_state_counts_batches_given_not_fetched_ahead(
     assert len(rest) == 19
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[11:], strict=True))
     assert second.state_dict() == {"batches_done": 30}
+
+
+def test_ranks_save_where_all_of_them_are(loader: Callable[..., StreamLoader]) -> None:
+    stream = loader()._stream
+    one = StreamLoader(loader().dataset, batch_sampler=stream, collate_fn=loader().collate_fn)  # type: ignore[arg-type]
+    stream.world, stream.rank = 2, 1
+    batches = iter(one)
+    for _ in range(4):
+        next(batches)
+    assert one.state_dict() == {"batches_done": 8}
+    one.load_state_dict({"batches_done": 6})
+    assert stream.skip == 3
+    with pytest.raises(ValueError, match="7 batches, which 2 processes"):
+        one.load_state_dict({"batches_done": 7})
 
 
 def test_reading_draws_no_random_numbers(loader: Callable[..., StreamLoader]) -> None:

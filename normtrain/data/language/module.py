@@ -38,8 +38,8 @@ class LanguageData(CorpusData[EncodedText]):
         document_mark: put the tokenizer's `eos` between documents (see `encode_text`).
         workers: loader processes; 0 assembles batches in the training process.
         seed: decides the order of batches.
-        total_batches: batches of the whole run, a rank; the training loader then is one stream of
-            that many. None gives a loader of one epoch at a time.
+        total_batches: batches of the whole run, over all ranks; the training loader then is one
+            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
         cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
         given_tokenizer: the one of the checkpoint, when resuming or evaluating; else one is
             trained on the training split.
