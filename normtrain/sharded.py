@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,9 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             key = name.removeprefix(f"{_MODEL}.")
             weights[key] = torch.empty(about.size, dtype=about.properties.dtype)
     try:
-        dcp.load({_MODEL: weights}, checkpoint_id=folder, no_dist=True)
+        with warnings.catch_warnings():  # that it loads in a single process is what is meant
+            warnings.simplefilter("ignore", UserWarning)
+            dcp.load({_MODEL: weights}, checkpoint_id=folder, no_dist=True)
     except Exception as error:
         raise UserError(
             f"can't read the checkpoint {folder}: its tensors are damaged; use an earlier one of "

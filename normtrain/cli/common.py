@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,3 +50,22 @@ def beam_options(function: _F) -> _F:
     return click.option(
         "--beam", type=click.IntRange(min=1), help="Beam width; 1 is greedy. Default: the recipe's."
     )(function)
+
+
+def machine_options(function: _F) -> _F:
+    """Add ``--devices`` and ``--nodes``."""
+    function = click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")(
+        function
+    )
+    return click.option(
+        "--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1."
+    )(function)
+
+
+def started_as(devices: int | None, nodes: int | None) -> dict[str, Any]:
+    """How many devices and machines: as asked for, else as torchrun started us, else unsaid."""
+    if "LOCAL_WORLD_SIZE" in os.environ:
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        devices = devices or here
+        nodes = nodes or max(1, int(os.environ.get("WORLD_SIZE", "1")) // here)
+    return {"devices": devices, "nodes": nodes}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from normtrain.cli.common import debug_option
+from normtrain.cli.common import debug_option, machine_options, started_as
 from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 
@@ -48,8 +47,7 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.")
 @click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
-@click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
-@click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")
+@machine_options
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "ddp", "fsdp2"]),
@@ -81,7 +79,7 @@ def fit(
     --init-from FOLDER takes the model's sizes and norms, its weights and its tokenizer from there;
     --norm puts another norm in.
     """
-    machine = _machine(devices, nodes) | {"strategy": strategy, "compile": compiled}
+    machine = started_as(devices, nodes) | {"strategy": strategy, "compile": compiled}
     if resume is None and recipe is None:
         raise click.UsageError(
             "give --recipe NAME ('normtrain recipes list' shows names) or --resume RUN"
@@ -172,12 +170,3 @@ def _as_overrides(changes: dict[str, Any]) -> list[str]:
     }
     given = [f"{key}={write_value(flag)}" for key, flag in flags.items() if flag is not None]
     return given + list(changes["settings"])
-
-
-def _machine(devices: int | None, nodes: int | None) -> dict[str, Any]:
-    """How many devices and machines: as asked for, else as torchrun started us, else unsaid."""
-    if "LOCAL_WORLD_SIZE" in os.environ:
-        here = int(os.environ["LOCAL_WORLD_SIZE"])
-        devices = devices or here
-        nodes = nodes or max(1, int(os.environ.get("WORLD_SIZE", "1")) // here)
-    return {"devices": devices, "nodes": nodes}

@@ -13,8 +13,9 @@ from typing import Any, BinaryIO
 
 import click
 
-from normtrain.cli.common import TARGET, beam_options, debug_option
+from normtrain.cli.common import TARGET, beam_options, debug_option, machine_options, started_as
 from normtrain.errors import UserError
+from normtrain.ranks import is_first_process
 
 
 @click.command(short_help="Score a model on a split of the corpus.")
@@ -30,19 +31,23 @@ from normtrain.errors import UserError
 @click.option(
     "--batch-size", type=click.IntRange(min=1), help="Windows of a language model at once."
 )
+@machine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @debug_option
 def evaluate(
     target: Path,
     split: str,
     data: str | None,
+    devices: int | None,
+    nodes: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Translate a split and score it: BLEU with its signature, chrF, and what they rest on. Or
     measure a language model: perplexity of a token and of a word, bits a byte and a character.
 
-    RUN is a run's folder (its best checkpoint counts), CKPT a checkpoint file.
+    RUN is a run's folder (its best checkpoint counts), CKPT a checkpoint file. Several devices
+    share the work and find what one finds.
     """
     from normtrain import run
 
@@ -50,10 +55,12 @@ def evaluate(
         target,
         split=split,
         data=data,
-        progress=_progress() if sys.stderr.isatty() else None,
+        progress=_progress() if sys.stderr.isatty() and is_first_process() else None,
+        **started_as(devices, nodes),
         **options,
     )
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else _table(result))
+    if is_first_process():
+        click.echo(json.dumps(result, ensure_ascii=False) if as_json else _table(result))
 
 
 @click.command(short_help="Translate a file or stdin, line by line.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -38,12 +39,14 @@ class TranslationResult:
         scores: each translation's score in the search; 0 for a blank line.
         truncated: positions of the source lines that were cut to ``max_source`` tokens.
         tokens: target tokens generated, the EOS of each translation counted.
+        mine: positions of the lines that this process translated; all of them on a single one.
     """
 
     lines: list[str]
     scores: list[float]
     truncated: list[int]
     tokens: int
+    mine: list[int]
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ def translate_lines(
     max_length: int,
     max_source: int,
     batch_tokens: int = 8192,
+    rank: int = 0,
+    world: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> TranslationResult:
     """Translate lines in batches of similar length.
@@ -82,10 +87,13 @@ def translate_lines(
             longer than its source by more than 50 tokens either.
         max_source: source lines of more tokens (EOS not counted) are cut.
         batch_tokens: source positions, padding counted and times ``beam``, decoded at once.
+        rank: which of ``world`` processes this one is. Each takes every world-th of the batches
+            that one process would make, so together they find what it finds.
+        world: how many processes share the lines; it must be the same on all.
         progress: called after each batch with the lines done and all lines.
 
     Returns:
-        As many lines as were given.
+        As many lines as were given; those that other processes translate are empty.
 
     Raises:
         UserError: ``max_source``, ``max_length`` or ``beam`` is below 1.
@@ -104,16 +112,18 @@ def translate_lines(
     sources = {i: ids[:max_source] + [EOS] for i, ids in encoded.items() if ids}
     texts, scores = [""] * len(lines), [0.0] * len(lines)
     done, tokens = len(lines) - len(sources), 0
+    mine = [i for i in range(len(lines)) if i not in sources] if rank == 0 else []
     with evaluating(model) as device:
-        for batch in _batches(sources, settings):
+        for batch in itertools.islice(_batches(sources, settings), rank, None, world):
             found = _decode(model, [sources[i] for i in batch], device, settings)
             for i, (ids, score) in zip(batch, found, strict=True):
                 texts[i], scores[i] = _one_line(tokenizer.decode(ids)), score
                 tokens += len(ids) + 1
             done += len(batch)
+            mine += batch
             if progress is not None:
-                progress(done, len(lines))
-    return TranslationResult(texts, scores, truncated, tokens)
+                progress(min(len(lines), done * world), len(lines))
+    return TranslationResult(texts, scores, truncated, tokens, mine)
 
 
 def translate_stream(

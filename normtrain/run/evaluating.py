@@ -15,19 +15,24 @@ from normtrain.errors import UserError
 from normtrain.models import CausalLM, Seq2Seq
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import TranslationRecipe
-from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from normtrain.run.machine import keep_freed_memory
 from normtrain.run.perplexity import measure
 from normtrain.run.results import Results
+from normtrain.run.together import Place, together
 from normtrain.scoring import score
+from normtrain.tasks.ranks import all_lines
 
 
-def ready(target: Path, task: str | None = None) -> tuple[Checkpoint, TokenModel]:
+def ready(
+    target: Path, task: str | None = None, device: torch.device | None = None
+) -> tuple[Checkpoint, TokenModel]:
     """A checkpoint and its model, in eval mode, on the device that evaluates.
 
     Args:
         target: a run folder or a checkpoint file.
         task: what it has to be trained for; None takes any.
+        device: by default a GPU, if there is one.
 
     Raises:
         ValueError: for a checkpoint that can't be used, or one of another task.
@@ -41,7 +46,7 @@ def ready(target: Path, task: str | None = None) -> tuple[Checkpoint, TokenModel
             f"{checkpoint.path} is trained for the task {found}: 'normtrain {use}' uses it"
         )
     model = checkpoint.model()
-    return checkpoint, model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return checkpoint, model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _decoding(
@@ -69,6 +74,8 @@ def evaluate(
     length_penalty: float | None = None,
     stride: int | None = None,
     batch_size: int | None = None,
+    devices: int | None = None,
+    nodes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Score a split: translate it, or measure its perplexity; write the result into the run folder.
@@ -81,6 +88,9 @@ def evaluate(
         length_penalty: of a translation; by default the recipe's.
         stride: of a language model: see `normtrain.run.perplexity.measure`.
         batch_size: of a language model: windows at once.
+        devices: devices of each machine; each takes a share, and together they find what one
+            finds. By default one.
+        nodes: machines; by default one.
         progress: called with what is done and in all: sentences, or batches of windows.
 
     Returns:
@@ -91,11 +101,27 @@ def evaluate(
         RunError: if the results can't be written.
     """
     target = Path(target)
-    checkpoint, model = ready(target)
-    options: dict[str, dict[str, float | None]] = {
-        "translation": {"--beam": beam, "--length-penalty": length_penalty},
-        "language": {"--stride": stride, "--batch-size": batch_size},
-    }
+    find_checkpoint(target)  # a mistake in its name is said before processes are started
+    with together(devices, nodes) as place:
+        checkpoint, model = ready(target, device=place.device)
+        _check_options(
+            checkpoint,
+            translation={"--beam": beam, "--length-penalty": length_penalty},
+            language={"--stride": stride, "--batch-size": batch_size},
+        )
+        if isinstance(model, CausalLM):
+            return measure(
+                target, checkpoint, model, split=split, data=data, stride=stride,
+                batch_size=batch_size, place=place, progress=progress,
+            )  # fmt: skip
+        settings = _decoding(checkpoint, beam, length_penalty)
+        return _translated(
+            target, checkpoint, cast(Seq2Seq, model), split, data, settings, place, progress
+        )
+
+
+def _check_options(checkpoint: Checkpoint, **options: dict[str, float | None]) -> None:
+    """Refuse options, by task, that are not of the checkpoint's task."""
     for task, values in options.items():
         given = [name for name, value in values.items() if value is not None]
         if given and task != checkpoint.recipe.task:
@@ -103,13 +129,6 @@ def evaluate(
                 f"{given[0]} is for the task {task}; {checkpoint.path} is of the task "
                 f"{checkpoint.recipe.task}"
             )
-    if isinstance(model, CausalLM):
-        return measure(
-            target, checkpoint, model, split=split, data=data, stride=stride,
-            batch_size=batch_size, progress=progress,
-        )  # fmt: skip
-    settings = _decoding(checkpoint, beam, length_penalty)
-    return _translated(target, checkpoint, cast(Seq2Seq, model), split, data, settings, progress)
 
 
 def _translated(
@@ -119,6 +138,7 @@ def _translated(
     split: str,
     data: str | None,
     settings: dict[str, Any],
+    place: Place,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Translate a split and score it."""
@@ -127,10 +147,12 @@ def _translated(
     corpus = load_corpus(source, revision=revision, splits=[split])
     pairs = corpus.splits[split]
     result = translate_lines(
-        model, checkpoint.tokenizer, pairs.source, progress=progress, **settings
-    )
+        model, checkpoint.tokenizer, pairs.source, rank=place.rank, world=place.world,
+        progress=progress, **settings,
+    )  # fmt: skip
+    lines = all_lines(result)
     scores = score(
-        result.lines,
+        lines,
         pairs.target,
         tokenized=looks_tokenized(pairs.target),
         tokenized_output=bool(checkpoint.data["tokenized"]),
@@ -145,8 +167,8 @@ def _translated(
         parts.append(f"beam{settings['beam']}")
     if settings["length_penalty"] != decode.length_penalty:
         parts.append(f"penalty{settings['length_penalty']:g}")
-    return Results(target, checkpoint).write(
-        found, data=data, split=split, parts=parts, corpus=corpus.provenance, lines=result.lines
+    return Results(target, checkpoint, write=place.first).write(
+        found, data=data, split=split, parts=parts, corpus=corpus.provenance, lines=lines
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
 from normtrain.run.loop import TrainingRun, size_line
-from normtrain.run.machine import Machine, resolve_precision
+from normtrain.run.machine import Machine, check_devices, resolve_precision
 from normtrain.run.strategies import check_strategy
 
 
@@ -229,15 +228,7 @@ def _machine(
         strategy=strategy or started.strategy,
         compile=compile or started.compile,
     )
-    if torch.cuda.is_available() and machine.devices > torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"{machine.devices} devices were asked for, but there are {count} here")
-    placed = ("RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    if machine.nodes > 1 and not any(name in os.environ for name in placed):
-        raise UserError(
-            f"{machine.nodes} machines were asked for; start the command on each of them by "
-            f"torchrun or SLURM, which tell it which one it is"
-        )
+    check_devices(machine.devices, machine.nodes)
     return machine
 
 

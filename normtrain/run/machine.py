@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from dataclasses import dataclass
 
 import torch
+
+from normtrain.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -40,6 +43,23 @@ class Machine:
         """Batches of one optimizer step that each process takes."""
         assert self.update_batches % self.processes == 0, self
         return self.update_batches // self.processes
+
+
+def check_devices(devices: int, nodes: int) -> None:
+    """See that there are so many devices here, and a launcher where there are other machines.
+
+    Raises:
+        ValueError: there are fewer, or nothing says which machine this one is.
+    """
+    if torch.cuda.is_available() and devices > torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"{devices} devices were asked for, but there are {count} here")
+    placed = ("RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    if nodes > 1 and not any(name in os.environ for name in placed):
+        raise UserError(
+            f"{nodes} machines were asked for; start the command on each of them by "
+            f"torchrun or SLURM, which tell it which one it is"
+        )
 
 
 def keep_freed_memory() -> bool:

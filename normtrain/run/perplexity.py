@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.utils.data import DataLoader
 
 from normtrain.data.language import LanguageData
 from normtrain.errors import UserError
@@ -15,8 +16,10 @@ from normtrain.models import CausalLM
 from normtrain.recipe import LanguageRecipe
 from normtrain.run.checkpoint import Checkpoint
 from normtrain.run.results import Results
+from normtrain.run.together import Place
 from normtrain.tasks.language import next_tokens
 from normtrain.tasks.loss import summed_loss
+from normtrain.tasks.ranks import Tally
 
 
 def measure(
@@ -28,6 +31,7 @@ def measure(
     data: str | None,
     stride: int | None,
     batch_size: int | None,
+    place: Place,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     """Score every token of a split once and write the result into the run folder.
@@ -44,6 +48,7 @@ def measure(
         data: another corpus than the run's.
         stride: by default the whole window, which is quickest and gives the least context.
         batch_size: windows at once; it changes no result beyond the last digits.
+        place: which process this is: it scores its share of the windows.
         progress: called with batches of windows done and in all.
 
     Returns:
@@ -60,12 +65,15 @@ def measure(
             f"--stride is from 1 to the recipe's data.window ({recipe.data.window}), not {stride}"
         )
     module = _loaded(checkpoint, recipe, split, data)
-    nats = _summed(model, module, split, stride, batch_size, progress)
+    loader = module.evaluation_loader(
+        split, stride=stride, batch_size=batch_size, rank=place.rank, world=place.world
+    )
+    nats = Tally(_summed(model, loader, progress)).over_ranks(place.device).loss
     window = recipe.data.window
     used = stride or window
     found = {**_numbers(nats, module.encoded[split].counts), "window": window, "stride": used}
     parts = [] if used == window else [f"stride{used}"]
-    return Results(target, checkpoint).write(
+    return Results(target, checkpoint, write=place.first).write(
         found, data=data, split=split, parts=parts, corpus=module.corpus.provenance
     )
 
@@ -90,15 +98,9 @@ def _loaded(
 
 @torch.no_grad()
 def _summed(
-    model: CausalLM,
-    module: LanguageData,
-    split: str,
-    stride: int | None,
-    batch_size: int | None,
-    progress: Callable[[int, int], None] | None,
+    model: CausalLM, loader: DataLoader[Any], progress: Callable[[int, int], None] | None
 ) -> float:
-    """Nats of the whole split."""
-    loader = module.evaluation_loader(split, stride=stride, batch_size=batch_size)
+    """Nats of a process' share of the split."""
     device, total = model.head.weight.device, 0.0
     for done, batch in enumerate(loader, start=1):
         inputs, targets = next_tokens({key: value.to(device) for key, value in batch.items()})

@@ -20,10 +20,11 @@ class Results:
     Args:
         target: what the user named: a run folder or a checkpoint file.
         checkpoint: read from there.
+        write: whether this process writes; of several that evaluate together, one does.
     """
 
-    def __init__(self, target: Path, checkpoint: Checkpoint) -> None:
-        self.target, self.checkpoint = target, checkpoint
+    def __init__(self, target: Path, checkpoint: Checkpoint, *, write: bool = True) -> None:
+        self.target, self.checkpoint, self.writes = target, checkpoint, write
         self.folder = _results_folder(target, checkpoint.path)
 
     def write(
@@ -67,9 +68,11 @@ class Results:
         if lines is not None:
             hypotheses = self.folder / f"hypotheses-{stem}.txt"
             report["hypotheses"] = str(hypotheses)
-            write_text(hypotheses, "".join(line + "\n" for line in lines))
-        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write_text(self.folder / f"evaluation-{stem}.json", text)
+            if self.writes:
+                write_text(hypotheses, "".join(line + "\n" for line in lines))
+        if self.writes:
+            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            write_text(self.folder / f"evaluation-{stem}.json", text)
         return report
 
     def _stem(self, data: str | None, split: str, parts: Sequence[str]) -> str:

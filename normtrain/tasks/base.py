@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
 from normtrain.tasks.optim import build_optimizer
+from normtrain.tasks.ranks import Tally
 from normtrain.tasks.sharding import (
     hold_whole,
     scale_gradients,
@@ -25,7 +24,6 @@ from normtrain.tasks.sharding import (
 )
 
 FORMAT_VERSION = 1
-_T = TypeVar("_T")
 
 
 class TextTokenizer(Protocol):
@@ -34,27 +32,6 @@ class TextTokenizer(Protocol):
     @property
     def vocab_size(self) -> int: ...
     def to_json(self) -> str: ...
-
-
-@dataclass
-class Tally:
-    """A sum of losses and the number of tokens it is over."""
-
-    loss: float = 0.0
-    tokens: int = 0
-
-    def over_ranks(self, device: torch.device) -> Tally:
-        """The sum of all ranks' tallies."""
-        if not several_ranks():
-            return self
-        totals = torch.tensor([self.loss, self.tokens], dtype=torch.float64, device=device)
-        dist.all_reduce(totals)
-        return Tally(float(totals[0]), int(totals[1]))
-
-    @property
-    def mean(self) -> float:
-        """Loss a token; 0 where there were none."""
-        return self.loss / max(1, self.tokens)
 
 
 class Validation(Protocol):
@@ -203,17 +180,3 @@ def checkpoint_section(
         "norms": {name: str(model.norms.spec_for(name)) for name in norm_sites(model)},
         **about,
     }
-
-
-def several_ranks() -> bool:
-    """Whether other processes train the same model."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def gathered(mine: dict[int, _T]) -> dict[int, _T]:
-    """All ranks' parts of a numbered list."""
-    if not several_ranks():
-        return mine
-    everyone: list[dict[int, _T] | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, mine)
-    return {i: each for part in everyone if part for i, each in part.items()}

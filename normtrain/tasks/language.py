@@ -11,8 +11,9 @@ from torch import Tensor
 
 from normtrain.models import CausalLM, build_language_model
 from normtrain.recipe import LanguageRecipe
-from normtrain.tasks.base import Tally, TextTokenizer, TrainingTask
+from normtrain.tasks.base import TextTokenizer, TrainingTask
 from normtrain.tasks.loss import NONE, summed_loss, training_loss
+from normtrain.tasks.ranks import Tally
 
 
 @dataclass

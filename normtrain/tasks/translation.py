@@ -14,8 +14,9 @@ from normtrain.decoding.translate import translate_lines
 from normtrain.models import Seq2Seq, build_model
 from normtrain.recipe import TranslationRecipe
 from normtrain.scoring import score
-from normtrain.tasks.base import Tally, TrainingTask, gathered
+from normtrain.tasks.base import TrainingTask
 from normtrain.tasks.loss import summed_loss, training_loss
+from normtrain.tasks.ranks import Tally, all_lines
 
 
 @dataclass
@@ -105,18 +106,18 @@ class TranslationTask(TrainingTask):
         corpus = self._corpus
         pairs = corpus.splits["valid"]
         decode = self.recipe.decode
-        mine = list(range(self.global_rank, len(pairs.source), self.trainer.world_size))
         result = translate_lines(
             self.model,
             self.tokenizer,
-            [pairs.source[i] for i in mine],
+            pairs.source,
             beam=self.recipe.train.val_beam,
             length_penalty=decode.length_penalty,
             max_length=decode.max_length,
             max_source=self.recipe.data.max_length,
+            rank=self.global_rank,
+            world=self.trainer.world_size,
         )
-        found = gathered(dict(zip(mine, result.lines, strict=True)))
-        lines = [found[i] for i in range(len(pairs.source))]
+        lines = all_lines(result)
         bleu = score(
             lines,
             pairs.target,

@@ -122,7 +122,13 @@ class LanguageData(CorpusData[EncodedText]):
                 )
 
     def evaluation_loader(
-        self, split: str, *, stride: int | None = None, batch_size: int | None = None
+        self,
+        split: str,
+        *,
+        stride: int | None = None,
+        batch_size: int | None = None,
+        rank: int | None = None,
+        world: int | None = None,
     ) -> DataLoader[dict[str, torch.Tensor]]:
         """Windows that score every token of a split once (see `EvaluationWindows`).
 
@@ -131,6 +137,8 @@ class LanguageData(CorpusData[EncodedText]):
             stride: by how much windows advance; None takes `window`. A smaller one gives tokens
                 more context and takes longer.
             batch_size: windows of a batch; None takes what `max_tokens` has room for.
+            rank: which slice this process takes; None asks the trainer, if there is one.
+            world: how many slices there are.
 
         Raises:
             UserError: the split wasn't loaded, or a setting can't be used.
@@ -138,7 +146,8 @@ class LanguageData(CorpusData[EncodedText]):
         windows = EvaluationWindows(self._split(split), self.window, stride)
         if batch_size is None:
             batch_size = max(1, self.max_tokens // self.window)
-        rank, world = self._place()
+        if rank is None or world is None:
+            rank, world = self._place()
         batches = windows.batches(batch_size, rank=rank, world=world)
         return DataLoader(windows, batch_sampler=cast(Any, batches), **self._workers())
 
