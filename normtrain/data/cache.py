@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import filelock
 
 from normtrain.errors import RunError
 
@@ -51,7 +54,7 @@ def fingerprint_lines(lines: Iterable[str]) -> str:
 def cached_entry(
     root: Path, name: str, build: Callable[[Path], None]
 ) -> tuple[Path, dict[str, Any]]:
-    """Find a complete cache entry, or build it.
+    """Find a complete cache entry, or build it; processes that want the same one build it once.
 
     Args:
         root: the cache folder, made when missing.
@@ -70,14 +73,11 @@ def cached_entry(
         return entry, seal
     try:
         root.mkdir(parents=True, exist_ok=True)
-        work = root / f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        work.mkdir()
-        try:
-            build(work)
-            (work / _SEAL).write_text(json.dumps(_seal_of(work)), encoding="utf-8")
-            _publish(work, entry)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        with _alone(root / f".{name}.lock"):
+            seal = _read_seal(entry)  # another process may have built it meanwhile
+            if seal is not None:
+                return entry, seal
+            _build(entry, build)
     except OSError as error:
         raise RunError(
             f"can't write the data cache {root} ({error.strerror or error}); free some space "
@@ -89,6 +89,37 @@ def cached_entry(
             f"the cache entry {entry} is damaged as soon as it is written; check the disk"
         )
     return entry, seal
+
+
+@contextlib.contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold a lock, so that of several processes one builds and the others take what it made.
+
+    The system's locks hold on network file systems too, where these have any; elsewhere the lock
+    is a file that says who holds it.
+    """
+    logging.getLogger("filelock").setLevel(logging.WARNING)
+    held: filelock.BaseFileLock = filelock.FileLock(lock)
+    try:
+        held.acquire()
+    except NotImplementedError:
+        held = filelock.SoftFileLock(lock)
+        held.acquire()
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def _build(entry: Path, build: Callable[[Path], None]) -> None:
+    work = entry.with_name(f".{entry.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
+    work.mkdir()
+    try:
+        build(work)
+        (work / _SEAL).write_text(json.dumps(_seal_of(work)), encoding="utf-8")
+        _publish(work, entry)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _publish(work: Path, entry: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ def together(devices: int | None = None, nodes: int | None = None) -> Iterator[P
         return
     from lightning_fabric import Fabric
 
+    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     try:

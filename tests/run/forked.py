@@ -2,7 +2,8 @@
 
 Importing takes most of a short run's time, so this script imports once and forks a process for
 each rank of each job. Usage: ``forked.py JOBS`` with a file that holds a JSON list of jobs,
-``{"ranks": 2, "words": ["fit", …], "log": "path"}``; prints the list of exit codes, a list a job.
+``{"ranks": 2, "words": ["fit", …], "log": "path", "slurm": false}``, the last for processes started
+as SLURM starts them; prints the list of exit codes, a list a job.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60
+SECONDS = 120
 
 
 def on_ranks(jobs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
@@ -33,11 +34,19 @@ def on_ranks(jobs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
 
 
 def _rank(rank: int, job: dict[str, Any], port: int) -> None:
-    world = str(job["ranks"])
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=world, LOCAL_WORLD_SIZE=world,
-        GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="x",
-    )  # fmt: skip
+    mine, world = str(rank), str(job["ranks"])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    if job.get("slurm"):
+        os.environ.update(
+            SLURM_JOB_ID="7", SLURM_JOB_NAME="train", SLURM_NTASKS=world, SLURM_PROCID=mine,
+            SLURM_LOCALID=mine, SLURM_NODEID="0", SLURM_NODELIST="127.0.0.1",
+            SLURM_NTASKS_PER_NODE=world,
+        )  # fmt: skip
+    else:
+        os.environ.update(
+            RANK=mine, LOCAL_RANK=mine, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world,
+            GROUP_RANK="0", TORCHELASTIC_RUN_ID="x",
+        )  # fmt: skip
     log = os.open(f"{job['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
