@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from normtrain.models import norm_sites
+from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
+from normtrain.models.recompute import Recompute
 from normtrain.recipe import Recipe
 from normtrain.tasks.optim import build_optimizer
 
@@ -97,7 +99,13 @@ class TrainingTask(pl.LightningModule):
         self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
         self.model = model
         hidden = cast(Callable[..., Tensor], model.hidden)
-        self._hidden = torch.compile(hidden, dynamic=True) if compile_model else hidden
+        if recipe.train.activation_checkpointing:
+            recompute = Recompute(compile=compile_model)
+            for stack in (part for part in model.modules() if isinstance(part, Stack)):
+                stack.recompute = recompute
+            self._hidden = hidden
+        else:
+            self._hidden = torch.compile(hidden, dynamic=True) if compile_model else hidden
         self.batch_shape: dict[str, tuple[int, ...]] = {}
         self.gradient_norm = torch.zeros(())
         self.update_scale: Tensor | float = 1.0
