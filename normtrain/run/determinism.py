@@ -110,7 +110,7 @@ def changes_since(before: Mapping[str, Any]) -> Iterator[str]:
         if name == "threads" and torch.cuda.is_available():
             continue  # a GPU does the sums
         if (then := before.get(name)) is not None and then != now:
-            yield f"{said[name].format(now, then)}: the last bits of results will differ"
+            yield f"{said[name].format(now, then)}: the last bits of results may differ"
 
 
 def _set_variable(value: str | None) -> None:
