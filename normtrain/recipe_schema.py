@@ -106,7 +106,10 @@ class OptimRecipe(Section):
 
 class TrainRecipe(Section):
     """The run, counted in updates. ``keep``: numbered checkpoints kept for averaging; ``patience``:
-    validations without improvement before it stops; ``ema``: decay of the averaged weights."""
+    validations without improvement before it stops; ``ema``: decay of the averaged weights;
+    ``activation_checkpointing``: layers are computed again in the backward pass, which takes less
+    memory, more time, and changes no bit; ``deterministic``: on a GPU too, only operations that
+    give the same bits each time (docs/determinism.md)."""
 
     max_steps: Count = 3000
     val_every: Count = 250
@@ -121,6 +124,8 @@ class TrainRecipe(Section):
         float | None, Strict(), Field(gt=0, lt=1), Wanted("a number between 0 and 1, or null")
     ] = None
     log_every: Count = 50
+    activation_checkpointing: Flag = False
+    deterministic: Flag = False
 
 
 class DecodeRecipe(Section):

@@ -103,7 +103,7 @@ def fused_backend(
     """
     choice, on_cpu = current(), x.is_cpu
     found = choice.cpu if on_cpu else choice.gpu
-    if found is None or eps < _LEAST[op] or _interpreted(x) or not found.serves(x):
+    if found is None or _interpreted(x) or eps < _LEAST[op] or not found.serves(x):
         return None
     # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
     if weight is not None and op == "layer_norm" and choice.wanted == "auto":

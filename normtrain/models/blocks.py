@@ -19,11 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
 from normtrain.models.attention import Attention, KeyValueCache, check_heads
+from normtrain.models.recompute import Recompute
 from normtrain.norms import NormRules, build_norm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -255,6 +257,10 @@ class Stack(nn.Module):
         layers: how many.
         name: full name in the model, ``"encoder"`` or ``"decoder"``.
         layer: what builds a layer from ``config`` and the layer's full name.
+
+    Attributes:
+        recompute: runs layers in training, so that only what enters each of them is kept for the
+            backward pass; None calls them. The results are the same.
     """
 
     def __init__(
@@ -265,6 +271,7 @@ class Stack(nn.Module):
         layer: Callable[[LayerConfig, str], EncoderLayer | DecoderLayer],
     ) -> None:
         super().__init__()
+        self.recompute: Recompute | None = None
         self.layers = nn.ModuleList(layer(config, f"{name}.layers.{i}") for i in range(layers))
         # A post-norm stack ends with a norm already.
         self.norm = (
@@ -275,6 +282,7 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, *inputs: Tensor | None) -> Tensor:
         """Run every layer on ``(batch, time, stream)``, then the norm."""
+        again = self.recompute if self.training and torch.is_grad_enabled() else None
         for layer in self.layers:
-            x = layer(x, *inputs)
+            x = layer(x, *inputs) if again is None else again(layer, x, *inputs)
         return self.norm(x)

@@ -10,7 +10,6 @@ from typing import Any, Literal, TypedDict, cast
 
 import torch
 
-from normtrain import kernels
 from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
 from normtrain.data.base import CorpusData
@@ -19,6 +18,7 @@ from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.determinism import changes_since
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
@@ -175,9 +175,8 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     _check_machine(machine, started, folder)
     if machine.processes != started.processes:
         say(_other_processes(machine, started))
-    before, now = read.raw["normtrain"].get("kernels"), kernels.described()
-    if before is not None and before != now:
-        say(f"norms now run by {now}, before by {before}: the last bits of results will differ")
+    for change in changes_since(read.raw["normtrain"]):
+        say(change)
     data = _data(recipe, machine, read)
     data.setup("fit")
     data.check_ranks(machine.processes)

@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from normtrain import kernels
 from normtrain.callbacks.batches_done import BatchesDone
 from normtrain.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
 from normtrain.callbacks.metrics import MetricsFile, Recorder
@@ -28,6 +27,7 @@ from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
+from normtrain.run.determinism import determinism, surroundings
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
 from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
@@ -89,6 +89,10 @@ class TrainingRun:
             RunError: if the run can't go on.
             Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
         """
+        with determinism(self.recipe.train.deterministic):
+            self._train(checkpoint, step)
+
+    def _train(self, checkpoint: Path | None, step: int) -> None:
         if not is_first_process():  # the first one holds the lock
             self._loop(checkpoint, step)
             return
@@ -109,7 +113,7 @@ class TrainingRun:
             about={
                 "data": self.data.corpus.provenance,
                 "machine": asdict(self.machine),
-                "kernels": kernels.described(),
+                **surroundings(),
                 **({} if self.origin is None else {"init": self.origin}),
             },
             compile_model=self.machine.compile,
@@ -239,9 +243,10 @@ def _out_of_memory(error: BaseException) -> bool:
 
 def _memory_advice(task: TrainingTask, recipe: Recipe) -> str:
     shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
+    way = "" if recipe.train.activation_checkpointing else ", or set train.activation_checkpointing"
     return (
         f"out of memory on a batch of shape {shapes or '(none yet)'}; lower data.max_tokens "
-        f"(now {recipe.data.max_tokens}) and raise optim.accumulate to keep the update's size"
+        f"(now {recipe.data.max_tokens}) and raise optim.accumulate to keep the update's size{way}"
     )
 
 

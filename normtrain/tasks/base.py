@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from normtrain.models import norm_sites
+from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
+from normtrain.models.recompute import Recompute
 from normtrain.recipe import Recipe
 from normtrain.tasks.optim import build_optimizer
 from normtrain.tasks.ranks import Tally
@@ -84,7 +86,11 @@ class TrainingTask(pl.LightningModule):
         self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
         self.model = model
         self._compiled: Callable[..., Tensor] | None = None
-        if compile_model:
+        if recipe.train.activation_checkpointing:
+            recompute = Recompute(compile=compile_model)
+            for stack in (part for part in model.modules() if isinstance(part, Stack)):
+                stack.recompute = recompute
+        elif compile_model:
             hidden = cast(Callable[..., Tensor], model.hidden)
             self._compiled = torch.compile(hidden, dynamic=True)
         self.batch_shape: dict[str, tuple[int, ...]] = {}

@@ -244,6 +244,9 @@ def test_the_contract_of_a_checkpoint(kind: str, learned: Runs) -> None:
             "data",
             "machine",
             "kernels",
+            "threads",
+            "torch",
+            "device",
         }
         assert plain(ours)
         assert recipes.from_plain(ours["recipe"]) == recipes.load(run / "recipe.yaml")

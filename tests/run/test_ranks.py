@@ -134,13 +134,20 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
 ) -> None:
     ten = {"train_max_steps": 10, "model_dropout": 0.2, "optim_accumulate": 2}
     dry = ten | {"model_dropout": 0}
+    wet = {"ddp": ten, "fsdp2": ten | {"train_activation_checkpointing": "true"}}
     runs = {
         (strategy, kind): tmp_path / f"{strategy}-{kind}"
         for strategy in ("ddp", "fsdp2")
         for kind in ("wet", "dry")
     }
     jobs = [
-        job(2, out, fit_words("lm", text_folder, out, strategy, **(ten if kind == "wet" else dry)))
+        job(
+            2,
+            out,
+            fit_words(
+                "lm", text_folder, out, strategy, **(dry if kind == "dry" else wet[strategy])
+            ),
+        )
         for (strategy, kind), out in runs.items()
     ]
     all_well(jobs, tmp_path)
