@@ -301,6 +301,8 @@ def _explain(error: ValidationError, task: str) -> str:
     key = ".".join(loc[:2]) if loc and loc[0] in SECTIONS else ".".join(loc[:1])
     if len(loc) > len(key.split(".")):  # the problem sits inside a list
         given = f"wrong at {given}" if first["type"] != "missing" else "too short"
+    if first["type"] == "less_than_equal":
+        return f"{key} is {given}; it must be at most {first['ctx']['le']}{more}"
     hint = ""
     if isinstance(first["input"], str) and first["type"] == "literal_error":
         near = difflib.get_close_matches(first["input"].lower(), choices(task, key), n=1)

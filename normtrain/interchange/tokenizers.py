@@ -69,7 +69,7 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
     if file.is_file():
         try:
             plain = json.loads(_text(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON; save the tokenizer again") from error
         if isinstance(plain, dict) and "kind" in plain:  # of an export in this package's own form
             return tokenizer_from_json(_text(file))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -20,11 +20,12 @@ from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.contents import Contents
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
 from normtrain.run.loop import Machine, TrainingRun, size_line
-from normtrain.run.machine import resolve_precision
+from normtrain.run.machine import check_room, resolve_precision
 
 
 def fit(
@@ -64,7 +65,7 @@ def fit(
     say = say or Say()
     machine = _machine(Machine(), devices, nodes, strategy, compile)
     recipe = _settle(recipes.check_norms(recipe))
-    build_model_on_meta(recipe)
+    build_model_on_meta(recipe, room=True)
     if init is not None:
         init.check(cast(LanguageRecipe, recipe))
     data = _data(recipe, given=None if init is None else init.tokenizer)
@@ -165,6 +166,9 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
     read = read_checkpoint(folder.last)
+    with torch.device("meta"):
+        model = kind_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
+    Contents(read.path, read.raw).check_training(model, asdict(Machine()))
     started = Machine(**read.raw["normtrain"]["machine"])
     machine = _machine(started, **given)
     _check_machine(machine, started, folder)
@@ -191,12 +195,28 @@ def describe(recipe: Recipe) -> str:
     return f"{model_line}\nprecision here: {precision} ({reason})"
 
 
-def build_model_on_meta(recipe: Recipe) -> str:
-    """Build the model without memory, to find mistakes; returns a line on its size."""
+def build_model_on_meta(recipe: Recipe, *, room: bool = False) -> str:
+    """Build the model without memory, to find mistakes; returns a line on its size.
+
+    Raises:
+        UserError: the recipe asks for a model that can't be built.
+        RunError: with ``room``, this machine's memory can't hold its training.
+    """
     kind = kind_of(recipe)
     known = kind.largest_vocabulary(recipe)
-    with torch.device("meta"):
-        line = size_line(kind.model(recipe.model, known or 1))
+    try:
+        with torch.device("meta"):
+            model = kind.model(recipe.model, known or 1)
+    except UserError:
+        raise
+    except (RuntimeError, OverflowError) as error:  # torch's counts of bytes are 64 bits long
+        raise UserError(
+            f"recipe {recipe.name}: a model of these sizes can't be built; lower model.d_model, "
+            "model.d_ff, model.max_positions or data.vocab_size"
+        ) from error
+    if room:
+        check_room(sum(p.numel() for p in model.parameters()))
+    line = size_line(model)
     return line if known else f"{line}; and vectors for what the text's tokens will be"
 
 

@@ -20,7 +20,7 @@ from normtrain.callbacks.progress import Say, ShowProgress
 from normtrain.callbacks.random_state import RandomState
 from normtrain.callbacks.stop import GracefulStop, StopAsked
 from normtrain.data.base import CorpusData
-from normtrain.errors import RunError
+from normtrain.errors import RunError, UserError, described
 from normtrain.files import write_text
 from normtrain.interchange import Pretrained, load_into
 from normtrain.models import norm_sites
@@ -90,6 +90,7 @@ class TrainingRun:
         self.recipe, self.folder, self.data = recipe, folder, data
         self.machine, self.say = machine, say
         self.kind = kind_of(recipe)
+        self.random_state = RandomState()
         self.metrics = MetricsFile(folder.metrics_file, self.kind.score)
 
     def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
@@ -118,17 +119,7 @@ class TrainingRun:
         _quiet()
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
-        task = self.kind.task(
-            self.recipe,
-            self.data.tokenizer,
-            about={
-                "data": self.data.corpus.provenance,
-                "machine": asdict(self.machine),
-                "kernels": kernels.described(),
-                **({} if self.origin is None else {"init": self.origin}),
-            },
-            compile_model=self.machine.compile,
-        )
+        task = self._task()
         begun = "" if checkpoint is not None else self._begin(task)
         self._write_tokenizer()
         self.metrics.cut(step)
@@ -147,12 +138,39 @@ class TrainingRun:
                 f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
                 f"then {self._how_to_go_on}"
             ) from error
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            if _out_of_memory(error):
+                raise RunError(_memory_advice(task, self.recipe)) from error
+            if checkpoint is None or self.random_state.begun:
+                raise
+            raise RunError(
+                f"can't go on from {checkpoint}: its training state does not fit "
+                f"({described(error)}); use an earlier checkpoint of the run"
+            ) from error
+        if trainer.is_global_zero:
+            self.folder.finish(trainer.global_step)
+
+    def _task(self) -> TrainingTask:
+        """What trains, with random weights."""
+        about = {
+            "data": self.data.corpus.provenance,
+            "machine": asdict(self.machine),
+            "kernels": kernels.described(),
+            **({} if self.origin is None else {"init": self.origin}),
+        }
+        try:
+            return self.kind.task(
+                self.recipe, self.data.tokenizer, about=about, compile_model=self.machine.compile
+            )
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            raise RunError(_memory_advice(task, self.recipe)) from error
-        if trainer.is_global_zero:
-            self.folder.finish(trainer.global_step)
+            raise RunError(
+                "out of memory building the model; lower model.d_model, model.d_ff or "
+                "model.max_positions"
+            ) from error
 
     @property
     def _how_to_go_on(self) -> str:
@@ -199,7 +217,7 @@ class TrainingRun:
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
         recorder = Recorder(train.log_every, self.recipe.optim.accumulate)
-        callbacks: list[pl.Callback] = [RandomState(), recorder]
+        callbacks: list[pl.Callback] = [self.random_state, recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))

@@ -12,7 +12,7 @@ from stock import TASKS, Stock
 
 # Options that take a value, by command; what would rightly take hours is not asked for.
 _OPTIONS = {
-    "evaluate": ["--split", "--data", "--beam", "--length-penalty", "--stride", "--batch-size", "--json"],
+    "evaluate": ["--split", "--data", "--beam", "--length-penalty", "--stride", "--json"],
     "translate": ["--beam", "--length-penalty", "-o"],
     "generate": ["--prompt", "--temperature", "--top-k", "--top-p", "--seed", "--stop"],
     "average": ["--last", "-o"],

@@ -43,7 +43,7 @@ def contents(draw: st.DrawFn) -> tuple[str, Content]:
         "crlf": lambda old: old.replace(b"\n", b"\r\n"),
         "one line": lambda old: old.replace(b"\n", b" "),
         "no end": lambda old: old.rstrip(b"\n"),
-        "utf-16": lambda old: old.decode().encode("utf-16"),
+        "utf-16": lambda old: old.decode("utf-8", "replace").encode("utf-16"),
         "blank lines": lambda old: b"\n" * old.count(b"\n"),
     }
     way = draw(st.sampled_from(list(ways)))
