@@ -54,7 +54,7 @@ class RandomState(pl.Callback):
     optimizers in between draws numbers too.
 
     Attributes:
-        begun: whether a batch has been trained on; up to then an error may come from the checkpoint.
+        begun: whether a batch has been trained on; till then an error may be the checkpoint's.
     """
 
     def __init__(self) -> None:

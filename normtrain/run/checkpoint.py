@@ -105,7 +105,7 @@ def read_checkpoint(target: Path) -> Checkpoint:
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]
-    if ours.get("version") != FORMAT_VERSION:
+    if type(ours.get("version")) is not int or ours["version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has checkpoint format {ours.get('version')}, this normtrain reads "
             f"{FORMAT_VERSION}; use the version that wrote it, or a newer one"

@@ -78,7 +78,7 @@ def _repacked(draw: st.DrawFn, content: bytes) -> tuple[str, bytes]:
     elif how == "swapped":
         members[one], members[other] = members[other], members[one]
     elif how == "renamed":
-        members[draw(st.sampled_from(["../x", "/x", "archive/data/999", ""]))] = members.pop(one)
+        members[draw(st.sampled_from(["../x", "/x", "archive/data/999", "x"]))] = members.pop(one)
     elif how == "damaged":
         members[one] = draw(damaged(members[one] or b"\0"))[1]
     stream = io.BytesIO()
