@@ -113,10 +113,14 @@ def read_checkpoint(target: Path) -> Checkpoint:
     Contents(path, raw).check()
     weights = {k[len(PREFIX) :]: v for k, v in raw["state_dict"].items() if k.startswith(PREFIX)}
     recipe = recipes.from_plain(ours["recipe"], str(path))
+    try:
+        tokenizer = kind_of(recipe).tokenizer(ours["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{path}: its tokenizer can't be read: {error}") from error
     return Checkpoint(
         path=path,
         recipe=recipe,
-        tokenizer=kind_of(recipe).tokenizer(ours["tokenizer"]),
+        tokenizer=tokenizer,
         weights=weights,
         step=raw["global_step"],
         data=ours["data"],

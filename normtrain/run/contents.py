@@ -24,6 +24,7 @@ from normtrain.yamlio import kind_of
 _TEXT, _COUNT, _FLAG, _NUMBER = "text", "a whole number", "true or false", "a number"
 _KINDS = {str: _TEXT, int: _COUNT, bool: _FLAG, float: _NUMBER}
 _REFERENCE = {"kind": _TEXT, "source": _TEXT, "revision": _TEXT, "sha256": _TEXT}
+_TOTALS = ("tokens", "seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -88,6 +89,16 @@ class Contents:
             for name, state in self._mapping(key, self.raw[key]).items():
                 self._mapping(f"{key} {name}", state)
         self._loops("loops", self.raw["loops"])
+        schedules = self.raw["lr_schedulers"]
+        if not isinstance(schedules, list) or len(schedules) != 1:
+            raise self.wrong("lr_schedulers", "a list of one schedule's state", schedules)
+        self._plain(
+            "last_epoch", self._mapping("lr_schedulers", schedules[0]).get("last_epoch"), _COUNT
+        )
+        for key in _TOTALS:
+            self._plain(
+                f"totals {key}", self._mapping("totals", self.raw.get("totals")).get(key), _NUMBER
+            )
         if "current_model_state" in self.raw:  # of weight averaging
             self._weights("current_model_state")
         self._generators()
@@ -186,7 +197,7 @@ class Contents:
             shown = f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}"
         place = where.encode("ascii", "backslashreplace").decode().replace("\n", " ")[:120]
         return UserError(
-            f"{self.path} is damaged or was edited: {place} should be {wanted} and is {shown}; use "
+            f"{self.path} is damaged or was edited: {place} should be {wanted}, not {shown}; use "
             "an earlier checkpoint of the run"
         )
 

@@ -152,12 +152,13 @@ def _limits() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     held = signal.signal(signal.SIGALRM, ring)
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, hard))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    watch, _ = signal.setitimer(signal.ITIMER_REAL, SECONDS)  # a test has a watch of its own
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, held)
+        signal.setitimer(signal.ITIMER_REAL, watch)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 

@@ -17,6 +17,13 @@ FILE = "bad.yaml"
 _SHIPPED = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # What a real run may not be given, since it would be right to take hours over it.
 _SLOW = ("max_steps", "warmup_steps", "accumulate", "workers", "val_every")
+# What the choices of one key are, another key may be given.
+_CHOICES = (
+    *("pre", "post", "sandwich", "relu", "gelu", "gelu-tanh", "swiglu", "none", "embeddings"),
+    *("stream", "sinusoidal", "learned", "rotary", "all", "decoder", "constant", "cosine"),
+    *("linear", "inverse-sqrt", "32", "bf16-mixed", "bf16-true", "auto", "bleu", "loss", "byte"),
+    *("char", "word", "bpe", "phrasebook", "python"),
+)
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"
     for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -99,21 +106,23 @@ def mutated(draw: st.DrawFn, plain: dict[str, Any], spared: tuple[str, ...] = ()
             inside[draw(st.one_of(junk.words, junk.whole, st.none()))] = draw(junk.anything)
         else:
             key = draw(st.sampled_from([key for key in inside if key not in spared] or [None]))
-            inside[key] = draw(_value_like(inside.get(key)))
+            inside[key] = draw(value_like(inside.get(key)))
         if not plain:
             break
     return plain
 
 
-def _value_like(value: Any) -> st.SearchStrategy[Any]:
+def value_like(value: Any) -> st.SearchStrategy[Any]:
     """Mostly values of the same kind, which are the ones that get past the first look."""
     kinds: list[st.SearchStrategy[Any]] = [junk.anything]
+    if isinstance(value, str):
+        kinds.append(st.sampled_from(_CHOICES))
     if isinstance(value, bool) or value is None:
-        kinds += [st.booleans(), junk.whole, junk.number]
+        kinds += [st.booleans(), junk.small, junk.number, junk.share]
     elif isinstance(value, int):
-        kinds += [junk.whole] * 3
+        kinds += [junk.whole, junk.whole, junk.small, junk.small]
     elif isinstance(value, float):
-        kinds += [junk.number] * 3
+        kinds += [junk.number, junk.number, junk.share, junk.share]
     elif isinstance(value, str):
         kinds += [junk.norm_specs(), junk.words]
     elif isinstance(value, list):
@@ -145,7 +154,7 @@ def recipe_files(draw: st.DrawFn, stock: Stock) -> Case:
     if draw(st.integers(0, 9)) == 0:
         text = draw(st.one_of(st.binary(max_size=40), junk.nested.map(as_yaml)))
         return _look(text)
-    if draw(st.integers(0, 5)) == 0:
+    if draw(st.integers(0, 2)) == 0:
         task = draw(st.sampled_from(TASKS))
         plain = draw(mutated(stock.plain_recipe(task), _SLOW))
         settings = ["train.max_steps=2", "optim.warmup_steps=1", "optim.accumulate=1"]

@@ -20,6 +20,8 @@ whole = st.one_of(
     st.integers(-3, 40),
     st.integers(),
 )
+small = st.integers(1, 32)
+share = st.one_of(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0, 2.0, 10.0]), st.floats(0, 1))
 number = st.one_of(
     st.floats(),
     st.sampled_from(
@@ -44,13 +46,13 @@ on_a_command_line = words.filter(lambda text: "\0" not in text)
 def norm_specs(draw: st.DrawFn) -> str:
     """Norms with options, most of them wrong somewhere."""
     name = draw(st.one_of(st.sampled_from(_NORMS), words))
-    count = draw(st.integers(0, 2))
     values = st.one_of(whole.map(str), number.map(str), st.sampled_from(["true", "inside", "std"]))
-    parts = [
-        f"{draw(st.one_of(st.sampled_from(_OPTIONS), words))}{draw(st.sampled_from(['=', '=', '']))}"
-        f"{draw(st.one_of(values, words))}"
-        for _ in range(count)
-    ]
+    part = st.tuples(
+        st.one_of(st.sampled_from(_OPTIONS), words),
+        st.sampled_from(["=", "=", ""]),
+        st.one_of(values, words),
+    )
+    parts = ["".join(draw(part)) for _ in range(draw(st.integers(0, 2)))]
     return name + (":" if parts or draw(st.booleans()) else "") + ",".join(parts)
 
 
