@@ -22,7 +22,7 @@ _CHOICES = (
     *("pre", "post", "sandwich", "relu", "gelu", "gelu-tanh", "swiglu", "none", "embeddings"),
     *("stream", "sinusoidal", "learned", "rotary", "all", "decoder", "constant", "cosine"),
     *("linear", "inverse-sqrt", "32", "bf16-mixed", "bf16-true", "auto", "bleu", "loss", "byte"),
-    *("char", "word", "bpe", "phrasebook", "python"),
+    *("char", "word", "bpe"),
 )
 _BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from conftest import assert_failure, assert_misuse
+from conftest import assert_failure, assert_misuse, assert_nothing_left
 
 Command = Callable[..., Result]
 Raw = dict[str, Any]
@@ -142,3 +142,17 @@ def test_a_flipped_bit_is_told(run: Path, command: Command) -> None:
     torch.load(path, weights_only=True)
     for words in (("evaluate", path), ("fit", "--resume", run)):
         assert_misuse(command(*words), "last.ckpt", "its part", "is damaged")
+
+
+def test_a_start_that_lacks_a_weight_leaves_no_folder(
+    tiny_language: Callable[..., Any], text_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    from normtrain.run import fit
+
+    run = fit(tiny_language(train_max_steps=1, optim_warmup_steps=0), out=tmp_path / "run")
+    path = edit(run, lambda raw: raw["state_dict"].pop("model.head.weight"))
+    words = ["fit", "--recipe", "lm", "--init-from", path, "--data", text_folder, "--out", "new"]
+    sizes = ("--set", "data.window=16", "--set", "data.max_tokens=64")
+    assert_misuse(command(*words, *sizes), "the pretrained weight head.weight is missing")
+    assert_misuse(command("import", path, "-o", "made.ckpt"), "head.weight is missing")
+    assert_nothing_left(Path.cwd())
