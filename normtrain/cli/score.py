@@ -15,6 +15,7 @@ import click
 
 from normtrain.cli.common import TARGET, beam_options, debug_option
 from normtrain.errors import UserError
+from normtrain.files import as_utf8
 
 
 @click.command(short_help="Score a model on a split of the corpus.")
@@ -53,7 +54,8 @@ def evaluate(
         progress=_progress() if sys.stderr.isatty() else None,
         **options,
     )
-    click.echo(json.dumps(result, ensure_ascii=False) if as_json else _table(result))
+    text = as_utf8(json.dumps(result, ensure_ascii=False)).decode() if as_json else _table(result)
+    click.echo(text)
 
 
 @click.command(short_help="Translate a file or stdin, line by line.")

@@ -209,7 +209,7 @@ def _words(command: str, task: str) -> tuple[str, ...]:
         "translate": ("translate", "bad.ckpt", "-o", "out.txt"),
         "generate": ("generate", "bad.ckpt", "--prompt", "ab", "--max-tokens", "3"),
         "import": ("import", "bad.ckpt", "-o", "out.ckpt"),
-        "average": ("average", "run", "--last", "1", "-o", "out.ckpt"),
+        "average": ("average", "run", "--last", "2", "-o", "out.ckpt"),
         "resume": ("fit", "--resume", "run"),
     }
     if command != "init-from":

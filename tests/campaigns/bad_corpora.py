@@ -113,12 +113,13 @@ def corpora(draw: st.DrawFn, stock: Stock) -> Case:
     done = [draw(_accidents(_NAMES[task])) for _ in range(draw(st.sampled_from([1, 1, 2, 3])))]
     about = "; ".join(text for text, _ in done)
     single = task == "language" and draw(st.integers(0, 3)) == 0
-    data = "corpus/train.txt" if single else "./corpus"
+    name = draw(st.sampled_from(["corpus"] * 8 + ["a b", "\udcff", "ă", "a\nb", "#", "x" * 200]))
+    data = f"{name}/train.txt" if single else f"./{name}"
 
     def lay(stock: Stock, place: Path) -> None:
-        shutil.copytree(stock.corpora[task], place / "corpus")
+        shutil.copytree(stock.corpora[task], place / name)
         for _, happen in done:
-            happen(place / "corpus")
+            happen(place / name)
 
     if draw(st.booleans()):
         split = draw(st.sampled_from(["test", "valid", "train"]))

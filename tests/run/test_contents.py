@@ -156,3 +156,16 @@ def test_a_start_that_lacks_a_weight_leaves_no_folder(
     assert_misuse(command(*words, *sizes), "the pretrained weight head.weight is missing")
     assert_misuse(command("import", path, "-o", "made.ckpt"), "head.weight is missing")
     assert_nothing_left(Path.cwd())
+
+
+def test_checkpoints_of_two_models_have_no_mean(run: Path, command: Command) -> None:
+    folder = run / "checkpoints"
+    (folder / "last.ckpt").rename(folder / "step-00000001.ckpt")
+    raw = torch.load(folder / "step-00000001.ckpt", weights_only=True)
+    raw["state_dict"][weight(raw)] = torch.zeros(3)
+    torch.save(raw, folder / "step-00000002.ckpt")
+    before = snapshot(run)
+    result = command("average", run, "--last", "2", "-o", "mean.ckpt")
+    assert_misuse(result, "step-00000002.ckpt", "step-00000001.ckpt", "different models")
+    assert snapshot(run) == before
+    assert_nothing_left(Path.cwd())

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_misuse
+from conftest import TINY_TEXT, assert_misuse, tiny_settings
 from test_resume import assert_same_run, rewound, rows
 
 from normtrain.data.language import LanguageData
@@ -212,3 +212,22 @@ def test_contradictions(settings: list[str], parts: list[str], text_folder: Path
     )
     assert_misuse(result, *parts)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_whose_name_is_not_utf_8(
+    tiny_language: Callable[..., Any], text_folder: Path, tmp_path: Path, command: Any
+) -> None:
+    """Its name is in the recipe, in every result, and in what is exported."""
+    odd = tmp_path / "\udcff"
+    shutil.copytree(text_folder, odd)
+    settings = tiny_settings(TINY_TEXT, train_max_steps=1, optim_warmup_steps=0)
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = command("fit", "--recipe", "lm", "--data", odd, "--out", "run", *words)
+    assert done.exit_code == 0, done.stderr
+    done = command("evaluate", "run", "--data", odd, "--json")
+    assert done.exit_code == 0, done.stderr
+    written = next(Path("run").glob("evaluation-*.json")).read_text(encoding="utf-8")
+    assert json.loads(written)["data"] == json.loads(done.stdout)["data"] == str(odd)
+    assert command("export", "run", "made").exit_code == 0
+    data = json.loads(Path("made/config.json").read_text(encoding="utf-8"))["data"]
+    assert data["source"] == str(odd)
