@@ -22,7 +22,8 @@ from normtrain.tasks.optim import parameter_groups
 from normtrain.yamlio import kind_of
 
 _TEXT, _COUNT, _FLAG, _NUMBER = "text", "a whole number", "true or false", "a number"
-_KINDS = {str: _TEXT, int: _COUNT, bool: _FLAG, float: _NUMBER}
+_SIZE, _STRATEGIES = "a whole number of 1 or more", ("auto", "ddp")
+_KINDS = {str: _TEXT, int: _SIZE, bool: _FLAG, float: _NUMBER}
 _REFERENCE = {"kind": _TEXT, "source": _TEXT, "revision": _TEXT, "sha256": _TEXT}
 _TOTALS = ("tokens", "seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -83,6 +84,8 @@ class Contents:
             if key not in machine:
                 raise UserError(f"{self.path} was written by another version: machine has {key!r}")
             self._plain(f"machine {key}", value, _KINDS[type(machine[key])])
+            if key == "strategy" and value not in _STRATEGIES:
+                raise self.wrong("machine strategy", " or ".join(_STRATEGIES), value)
         self._shapes(self.raw["state_dict"], {f"model.{k}": v for k, v in _state(model).items()})
         self._optimizer(model)
         for key in ("loops", "callbacks"):
@@ -162,7 +165,7 @@ class Contents:
                 self._loops(f"{where} {key}", value)
             elif isinstance(value, int):
                 self._plain(f"{where} {key}", int(value), _COUNT)
-            elif not isinstance(value, list):
+            elif not isinstance(value, list | None):
                 raise self.wrong(f"{where} {key}", "a whole number", value)
 
     def _generators(self) -> None:
@@ -184,6 +187,7 @@ class Contents:
         good = {
             _TEXT: lambda: isinstance(value, str),
             _COUNT: lambda: type(value) is int and 0 <= value < 2**63,
+            _SIZE: lambda: type(value) is int and 1 <= value < 2**31,
             _FLAG: lambda: type(value) is bool,
             _NUMBER: lambda: type(value) in (int, float) and math.isfinite(value),
         }

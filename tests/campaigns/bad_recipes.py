@@ -159,6 +159,8 @@ def recipe_files(draw: st.DrawFn, stock: Stock) -> Case:
         plain = draw(mutated(stock.plain_recipe(task), _SLOW))
         settings = ["train.max_steps=2", "optim.warmup_steps=1", "optim.accumulate=1"]
         words = [word for setting in settings for word in ("--set", setting)]
+        if not isinstance(plain.get("data"), dict) or "source" not in plain["data"]:
+            words += ["--data", str(stock.corpora[task])]  # the default is large
         text = as_yaml(plain)
         command = ("fit", "--recipe", FILE, "--out", "run", *words)
         return Case(command, f"recipe {text!r}", write(FILE, text))

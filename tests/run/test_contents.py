@@ -90,6 +90,8 @@ def test_every_command_needs_a_whole_checkpoint(
     [
         (lambda raw: raw.pop("optimizer_states"), "it lacks optimizer_states"),
         (lambda raw: raw["normtrain"]["machine"].update(devices="x"), "machine devices"),
+        (lambda raw: raw["normtrain"]["machine"].update(nodes=0), "a whole number of 1 or more"),
+        (lambda raw: raw["normtrain"]["machine"].update(strategy=""), "strategy should be auto or"),
         (lambda raw: raw["normtrain"]["machine"].update(x=1), "written by another version"),
         (lambda raw: raw["state_dict"].pop(weight(raw)), "has no weight there"),
         (lambda raw: raw["state_dict"].update({weight(raw): torch.zeros(3)}), "has shape (3,)"),
