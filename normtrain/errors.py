@@ -35,6 +35,18 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
 
 
+def on_one_line(error: BaseException, longest: int = 200) -> str:
+    """Another program's message as a part of one of ours: its class and words, no line ends.
+
+    Args:
+        error: what it raised.
+        longest: characters at most.
+    """
+    words = " ".join(str(error).split())
+    text = words if type(error) is Exception else f"{type(error).__name__}: {words}"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def described(error: BaseException) -> str:
     """One line on a failure in somebody else's code: class, message, and where in their code.
 

@@ -41,13 +41,21 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             temporary.unlink()
 
 
+def as_utf8(text: str) -> bytes:
+    """UTF-8; what it has no form for, as in the name of a folder that isn't UTF-8, is escaped.
+
+    The escape is the one that JSON has for it, so a JSON text reads back the same.
+    """
+    return text.encode("utf-8", "backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text whole or not at all.
+    """Write text as :func:`as_utf8` has it, whole or not at all.
 
     Raises:
         RunError: as :func:`write_atomically`.
     """
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_bytes(as_utf8(text)))
 
 
 def read_plain(path: Path, *, mmap: bool = False) -> Any:

@@ -301,6 +301,10 @@ def _explain(error: ValidationError, task: str) -> str:
     key = ".".join(loc[:2]) if loc and loc[0] in SECTIONS else ".".join(loc[:1])
     if len(loc) > len(key.split(".")):  # the problem sits inside a list
         given = f"wrong at {given}" if first["type"] != "missing" else "too short"
+    if first["type"] == "string_unicode":
+        return f"{key} is {given}, which is not UTF-8; name it otherwise, as by a link{more}"
+    if first["type"] == "less_than_equal":
+        return f"{key} is {given}; it must be at most {first['ctx']['le']}{more}"
     hint = ""
     if isinstance(first["input"], str) and first["type"] == "literal_error":
         near = difflib.get_close_matches(first["input"].lower(), choices(task, key), n=1)

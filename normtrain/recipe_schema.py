@@ -22,15 +22,26 @@ class Wanted:
     text: str
 
 
-Count = Annotated[int, Strict(), Field(ge=1), Wanted("a whole number of 1 or more")]
-Whole = Annotated[int, Strict(), Field(ge=0), Wanted("a whole number of 0 or more")]
+# Sizes above which torch's own counts overflow, and numbers of things that are made one by one:
+# beyond them a typing error would be answered by hours of work, or by thousands of processes.
+LARGEST, MOST_LAYERS, WIDEST_BEAM, MOST_WORKERS = 2**31 - 1, 1000, 1000, 256
+
+Count = Annotated[int, Strict(), Field(ge=1, le=LARGEST), Wanted("a whole number of 1 or more")]
+Whole = Annotated[int, Strict(), Field(ge=0, le=LARGEST), Wanted("a whole number of 0 or more")]
+Layers = Annotated[
+    int, Strict(), Field(ge=1, le=MOST_LAYERS), Wanted("a whole number of 1 or more")
+]
+Beam = Annotated[int, Strict(), Field(ge=1, le=WIDEST_BEAM), Wanted("a whole number of 1 or more")]
 Positive = Annotated[float, Strict(), Field(gt=0), Wanted("a number above 0")]
 NonNegative = Annotated[float, Strict(), Field(ge=0), Wanted("a number of 0 or more")]
 Fraction = Annotated[
     float, Strict(), Field(ge=0, lt=1), Wanted("a number of 0 or more and below 1")
 ]
 OptionalCount = Annotated[
-    int | None, Strict(), Field(ge=1), Wanted("a whole number of 1 or more, or null")
+    int | None,
+    Strict(),
+    Field(ge=1, le=LARGEST),
+    Wanted("a whole number of 1 or more, or null"),
 ]
 Text = Annotated[str, Strict(), Field(min_length=1), Wanted("text, and not empty")]
 Flag = Annotated[bool, Strict(), Wanted("true or false")]
@@ -55,7 +66,9 @@ class DataRecipe(Section):
     source: Text
     revision: Annotated[str | None, Strict(), Wanted("text in quotes, or null")] = None
     max_tokens: Count = 4096
-    workers: Whole = 0
+    workers: Annotated[
+        int, Strict(), Field(ge=0, le=MOST_WORKERS), Wanted("a whole number of 0 or more")
+    ] = 0
 
 
 class ModelRecipe(Section):

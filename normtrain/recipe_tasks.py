@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, Strict
 
 from normtrain.recipe_schema import (
+    Beam,
     Count,
     DataRecipe,
     DecodeRecipe,
     Flag,
     Fraction,
+    Layers,
     ModelRecipe,
     NonNegative,
     OptimRecipe,
@@ -39,8 +41,8 @@ class TranslationModel(ModelRecipe):
     """An encoder-decoder. ``word_dropout`` replaces source tokens by UNK in training; ``tie``:
     which of the source, target and output embeddings are one matrix."""
 
-    encoder_layers: Count = 3
-    decoder_layers: Count = 3
+    encoder_layers: Layers = 3
+    decoder_layers: Layers = 3
     word_dropout: Fraction = 0.0
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
     tie: Literal["all", "decoder", "embeddings", "none"] = "all"
@@ -57,14 +59,14 @@ class TranslationTrain(TrainRecipe):
     shows."""
 
     best: Literal["bleu", "loss"] = "bleu"
-    val_beam: Count = 1
+    val_beam: Beam = 1
     samples: Whole = 3
 
 
 class TranslationDecode(DecodeRecipe):
     """Beam search: width, Wu et al.'s length penalty exponent (2016, eq. 14), longest output."""
 
-    beam: Count = 5
+    beam: Beam = 5
     length_penalty: NonNegative = 0.6
 
 
@@ -115,7 +117,7 @@ class LanguageModel(ModelRecipe):
     positions; ``tie``: embedding and output matrix are one."""
 
     activation: Literal["relu", "gelu", "gelu-tanh", "swiglu"] = "gelu"
-    layers: Count = 6
+    layers: Layers = 6
     kv_heads: OptionalCount = None
     positions: Literal["rotary", "learned", "sinusoidal", "none"] = "rotary"
     rotary_base: Positive = 10000.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from normtrain.errors import described
+from normtrain.errors import described, on_one_line
 
 HERE = Path(__file__).name
 
@@ -49,3 +49,9 @@ def test_files_of_this_folder_are_shown_from_here(
     assert described(raised("raise KeyError", file)).endswith(f" ({file}:1)")
     monkeypatch.chdir(tmp_path)
     assert described(raised("raise KeyError", file)) == "KeyError (inner/theirs.py:1)"
+
+
+def test_another_programs_message_becomes_a_part_of_ours() -> None:
+    assert on_one_line(Exception("bad\n  thing ")) == "bad thing"
+    assert on_one_line(KeyError("x")) == "KeyError: 'x'"
+    assert len(on_one_line(ValueError("x" * 999))) == 200

@@ -34,14 +34,31 @@ def _restore(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def check_state(state: dict[str, Any]) -> None:
+    """Put a saved state into generators of its own, to see that it is one.
+
+    Raises:
+        Exception: it is none; which kind depends on what is wrong with it.
+    """
+    torch.Generator().set_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.Random().setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
 class RandomState(pl.Callback):
     """Saves every rank's generators and puts them back just before the next training batch.
 
     Lightning itself saves none. Restoring waits for the first batch because building loaders and
     optimizers in between draws numbers too.
+
+    Attributes:
+        begun: whether a batch has been trained on; till then an error may be the checkpoint's.
     """
 
     def __init__(self) -> None:
+        self.begun = False
         self._waiting: dict[str, Any] | None = None
         self._begun_at = 0
 
@@ -83,3 +100,7 @@ class RandomState(pl.Callback):
         if self._waiting is not None:
             _restore(self._waiting)
             self._waiting = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note that everything which a checkpoint holds has been taken up."""
+        self.begun = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import select
 import sys
 import traceback
@@ -22,6 +24,8 @@ from normtrain.cli.score import evaluate, generate, translate
 from normtrain.cli.swap_check import swap_check
 from normtrain.cli.weights import average, convert, export, import_
 from normtrain.errors import RunError, UserError
+
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 DONE, FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
@@ -47,6 +51,8 @@ class Commands(click.Group):
 
     def _run(self, words: list[str], name: str, extra: dict[str, Any]) -> int:
         session = Session()
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a path goes out as it came in
         try:
             with self.make_context(name, words, obj=session, **extra) as ctx:
                 self.invoke(ctx)
@@ -93,7 +99,8 @@ def _explain(error: Exception) -> int:
 
 
 def _say(message: str) -> None:
-    click.echo(message, err=True)
+    """Print a message; what would move the cursor, in a name somebody chose, is shown escaped."""
+    click.echo(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message), err=True)
 
 
 def _stdout_is_closed() -> bool:

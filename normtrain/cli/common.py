@@ -48,7 +48,9 @@ def beam_options(function: _F) -> _F:
         "--length-penalty", type=click.FloatRange(min=0), help="Default: the recipe's."
     )(function)
     return click.option(
-        "--beam", type=click.IntRange(min=1), help="Beam width; 1 is greedy. Default: the recipe's."
+        "--beam",
+        type=click.IntRange(1, 1000),  # as in recipe_schema, which takes long to import
+        help="Beam width; 1 is greedy. Default: the recipe's.",
     )(function)
 
 

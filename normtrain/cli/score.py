@@ -15,6 +15,7 @@ import click
 
 from normtrain.cli.common import TARGET, beam_options, debug_option, machine_options, started_as
 from normtrain.errors import UserError
+from normtrain.files import as_utf8
 from normtrain.ranks import is_first_process
 
 
@@ -60,7 +61,8 @@ def evaluate(
         **options,
     )
     if is_first_process():
-        click.echo(json.dumps(result, ensure_ascii=False) if as_json else _table(result))
+        line = as_utf8(json.dumps(result, ensure_ascii=False)).decode() if as_json else None
+        click.echo(line or _table(result))
 
 
 @click.command(short_help="Translate a file or stdin, line by line.")

@@ -134,7 +134,7 @@ def _phrasebook(
 def _from_folder(
     source: str, splits: Sequence[str] | None
 ) -> dict[str, tuple[list[str], list[str]]]:
-    path = Path(source).expanduser()
+    path = _folder.located(source)
     if not path.is_dir():
         raise _no_corpus(source, path)
     if splits is None:

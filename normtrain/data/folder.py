@@ -24,6 +24,20 @@ GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _CHUNK = 1 << 20
 
 
+def located(source: str) -> Path:
+    """Where a folder or a file lies that a person named; ``~`` is their home.
+
+    Raises:
+        UserError: it names a person's home that there is none of.
+    """
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"there is no home folder for {source!r}; write ./ before a name that begins with ~"
+        ) from None
+
+
 def find_side(folder: Path, split: str, language: str) -> Path | None:
     """The file of one side of a split, or None; a plain file goes before a ``.gz`` one."""
     for stem in STEMS.get(split, (split,)):

@@ -14,7 +14,7 @@ from typing import Any
 
 from normtrain.data.cache import fingerprint
 from normtrain.data.text import fold
-from normtrain.errors import UserError
+from normtrain.errors import UserError, on_one_line
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
@@ -93,7 +93,7 @@ class Tokenizer:
         try:
             core = Core.from_str(text)
         except Exception as error:
-            raise UserError(f"this is not a tokenizer file: {error}") from error
+            raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
         return cls(core)
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normtrain.data.language import TextTokenizer
 from normtrain.errors import UserError, unknown_name
+from normtrain.files import as_utf8
 from normtrain.files import write_folder as write_whole
 from normtrain.interchange import gpt2, llama
 from normtrain.interchange.config import CONFIG, Config, read_config
@@ -89,7 +90,7 @@ def write_folder(
     def write(temporary: Path) -> None:
         save_weights(tensors, temporary)
         for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+            (temporary / name).write_bytes(as_utf8(text))
 
     write_whole(folder, write)
     return [*_left_out(section, config), *([] if note is None else [note])]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from normtrain.data.language import TextTokenizer
 from normtrain.errors import UserError
+from normtrain.models import build_language_model
 from normtrain.recipe_tasks import LanguageModel, LanguageRecipe
 
 # Weights that another norm may lack, have besides, or have in another shape.
@@ -67,7 +68,8 @@ class Pretrained:
         """See that a recipe describes a model that these weights fit, but for its norms.
 
         Raises:
-            UserError: a size, or what a weight means, is another; the key is named.
+            UserError: a size, or what a weight means, is another, or a weight is missing, left
+                over, or of another shape; the key or the weight is named.
         """
         ours, theirs = recipe.model, LanguageModel(**self.model)
         fixed = [*_FIXED, *(["max_positions"] if theirs.positions == "learned" else [])]
@@ -85,6 +87,8 @@ class Pretrained:
                     f"{key} is {_shown(asked)}, but {self.place} has {_shown(there)} there; leave "
                     "the key out, since the pretrained model decides it"
                 )
+        with torch.device("meta"):
+            matched(build_language_model(ours, self.tokenizer.vocab_size), self.weights)
 
 
 @dataclass
@@ -123,6 +127,19 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
     Raises:
         UserError: a weight that is no norm's is missing, left over, or of another shape.
     """
+    report, state = matched(model, weights), model.state_dict()
+    with torch.no_grad():
+        for name in report.loaded:
+            state[name].copy_(weights[name])
+    return report
+
+
+def matched(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
+    """Which weights `load_into` would put where; the model may be on no memory.
+
+    Raises:
+        UserError: as `load_into` does.
+    """
     report, state = Loaded(), model.state_dict()
     for name, place in state.items():
         found = weights.get(name)
@@ -139,9 +156,6 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
     for name in report.dropped:
         if not _OF_A_NORM.search(name):
             raise UserError(f"the model has no place for the pretrained weight {name}")
-    with torch.no_grad():
-        for name in report.loaded:
-            state[name].copy_(weights[name])
     return report
 
 

@@ -64,16 +64,23 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
     """
     own = folder / OWN
     if own.is_file():
-        return tokenizer_from_json(_text(own))
+        return _own(own, _text(own))
     file = folder / TOKENIZER
     if file.is_file():
         try:
             plain = json.loads(_text(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON; save the tokenizer again") from error
         if isinstance(plain, dict) and "kind" in plain:  # of an export in this package's own form
-            return tokenizer_from_json(_text(file))
+            return _own(file, _text(file))
     return bpe_from_folder(folder)
+
+
+def _own(file: Path, text: str) -> TextTokenizer:
+    try:
+        return tokenizer_from_json(text)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def _text(file: Path) -> str:

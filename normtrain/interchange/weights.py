@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from normtrain.errors import RunError, UserError
+from normtrain.errors import RunError, UserError, on_one_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -88,7 +88,7 @@ def _shards(folder: Path) -> list[Path]:
         names = sorted({str(name) for name in listed})
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no index of safetensors; save the model again") from error
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
@@ -105,7 +105,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{file} is cut short or no safetensors file: {error}") from error
+        reason = on_one_line(error)
+        raise UserError(f"{file} is cut short or no safetensors file: {reason}") from error
     except OSError as error:
         raise RunError(f"can't read {file}: {error.strerror or error}") from error
 

@@ -24,8 +24,8 @@ def average(run: Path, *, last: int, output: Path) -> str:
         A line that says what was averaged.
 
     Raises:
-        ValueError: if there are fewer checkpoints, or ``last`` is below 1, or
-            ``output`` is no place for it.
+        ValueError: if there are fewer checkpoints, or they are of different models, or ``last`` is
+            below 1, or ``output`` is no place for it.
         RunError: if the file can't be written.
     """
     if last < 1:
@@ -40,10 +40,18 @@ def average(run: Path, *, last: int, output: Path) -> str:
     # Float64 sums, one file in memory at a time: a checkpoint also has the optimizer's state.
     sums: dict[str, torch.Tensor] = {}
     steps: list[int] = []
+    shapes: dict[str, torch.Size] = {}
     for file in files[-last:]:
         read = read_checkpoint(file)
         steps.append(read.step)
-        for key, value in read.raw["state_dict"].items():
+        state = read.raw["state_dict"]
+        shapes = shapes or {key: value.shape for key, value in state.items()}
+        if shapes != {key: value.shape for key, value in state.items()}:
+            raise UserError(
+                f"{file} and {files[-last]} hold weights of different models; average those of one "
+                "run"
+            )
+        for key, value in state.items():
             sums[key] = sums[key] + value.double() if key in sums else value.double()
     dtypes = {key: value.dtype for key, value in read.raw["state_dict"].items()}
     checkpoint = {

@@ -14,6 +14,7 @@ from normtrain.files import read_plain
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
+from normtrain.run.contents import Contents, check_sums
 from normtrain.run.kinds import kind_of
 from normtrain.sharded import is_sharded, read_sharded
 from normtrain.tasks.base import FORMAT_VERSION
@@ -99,30 +100,36 @@ def read_checkpoint(target: Path) -> Checkpoint:
         target: a run folder (best, else last) or a checkpoint file.
 
     Raises:
-        ValueError: if it is missing, cut short, not a checkpoint, or not one of normtrain's.
+        ValueError: if it is missing, cut short, damaged, not a checkpoint, or not one of
+            normtrain's.
     """
     path = find_checkpoint(Path(target))
-    raw = read_sharded(path) if is_sharded(path) else read_plain(path)
+    if is_sharded(path):
+        raw = read_sharded(path)
+    else:
+        raw = read_plain(path)
+        check_sums(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]
-    if ours.get("version") != FORMAT_VERSION:
+    if type(ours.get("version")) is not int or ours["version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has checkpoint format {ours.get('version')}, this normtrain reads "
             f"{FORMAT_VERSION}; use the version that wrote it, or a newer one"
         )
-    lacking = [key for key in ("state_dict", "global_step") if key not in raw]
-    lacking += [key for key in ("recipe", "tokenizer", "norms", "data") if key not in ours]
-    if lacking:
-        raise UserError(f"{path} is not a whole checkpoint: it lacks {', '.join(lacking)}")
+    Contents(path, raw).check()
     weights = {k[len(PREFIX) :]: v for k, v in raw["state_dict"].items() if k.startswith(PREFIX)}
     recipe = recipes.from_plain(ours["recipe"], str(path))
+    try:
+        tokenizer = kind_of(recipe).tokenizer(ours["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{path}: its tokenizer can't be read: {error}") from error
     return Checkpoint(
         path=path,
         recipe=recipe,
-        tokenizer=kind_of(recipe).tokenizer(ours["tokenizer"]),
+        tokenizer=tokenizer,
         weights=weights,
-        step=int(raw["global_step"]),
+        step=raw["global_step"],
         data=ours["data"],
         raw=raw,
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from normtrain import __version__
 from normtrain.errors import UserError, unknown_name
-from normtrain.files import write_folder
+from normtrain.files import as_utf8, write_folder
 from normtrain.interchange import FORMATS
 from normtrain.interchange import write_folder as write_theirs
 from normtrain.interchange.weights import save_weights
@@ -86,7 +86,7 @@ def _write(folder: Path, checkpoint: Checkpoint, model: TokenModel, texts: dict[
     def write(temporary: Path) -> None:
         save_weights(weights, temporary)
         for name, text in files.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+            (temporary / name).write_bytes(as_utf8(text))
 
     write_folder(folder, write)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -18,13 +18,15 @@ from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
 from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.contents import Contents
 from normtrain.run.determinism import changes_since
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
 from normtrain.run.loop import TrainingRun, size_line
-from normtrain.run.machine import Machine, check_devices, resolve_precision
+from normtrain.run.machine import Machine, check_devices, check_room, resolve_precision
 from normtrain.run.strategies import check_strategy
+from normtrain.sharded import is_sharded
 
 
 def fit(
@@ -66,7 +68,7 @@ def fit(
     recipe = _settle(recipes.check_norms(recipe))
     check_strategy(machine, recipe)
     machine = _with_updates(machine, recipe)
-    build_model_on_meta(recipe)
+    build_model_on_meta(recipe, room=True)
     if init is not None:
         init.check(cast(LanguageRecipe, recipe))
     data = _data(recipe, machine, given=None if init is None else init.tokenizer)
@@ -170,6 +172,10 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
     read = read_checkpoint(folder.last)
+    with torch.device("meta"):
+        model = kind_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
+    contents = Contents(read.path, read.raw)
+    contents.check_training(model, asdict(Machine()), sharded=is_sharded(read.path))
     started = _started(read, recipe)
     machine = _machine(started, **given)
     _check_machine(machine, started, folder)
@@ -198,12 +204,28 @@ def describe(recipe: Recipe) -> str:
     return f"{model_line}\nprecision here: {precision} ({reason})"
 
 
-def build_model_on_meta(recipe: Recipe) -> str:
-    """Build the model without memory, to find mistakes; returns a line on its size."""
+def build_model_on_meta(recipe: Recipe, *, room: bool = False) -> str:
+    """Build the model without memory, to find mistakes; returns a line on its size.
+
+    Raises:
+        UserError: the recipe asks for a model that can't be built.
+        RunError: with ``room``, this machine's memory can't hold its training.
+    """
     kind = kind_of(recipe)
     known = kind.largest_vocabulary(recipe)
-    with torch.device("meta"):
-        line = size_line(kind.model(recipe.model, known or 1))
+    try:
+        with torch.device("meta"):
+            model = kind.model(recipe.model, known or 1)
+    except UserError:
+        raise
+    except (RuntimeError, OverflowError) as error:  # torch's counts of bytes are 64 bits long
+        raise UserError(
+            f"recipe {recipe.name}: a model of these sizes can't be built; lower model.d_model, "
+            "model.d_ff, model.max_positions or data.vocab_size"
+        ) from error
+    if room:
+        check_room(sum(p.numel() for p in model.parameters()))
+    line = size_line(model)
     return line if known else f"{line}; and vectors for what the text's tokens will be"
 
 

@@ -20,14 +20,14 @@ from normtrain.callbacks.progress import Say, ShowProgress
 from normtrain.callbacks.random_state import RandomState
 from normtrain.callbacks.stop import GracefulStop, StopAsked
 from normtrain.data.base import CorpusData
-from normtrain.errors import RunError
+from normtrain.errors import RunError, UserError, described
 from normtrain.files import write_text
 from normtrain.interchange import Pretrained, load_into
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
-from normtrain.run.determinism import determinism, surroundings
+from normtrain.run.determinism import determinism
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
 from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
@@ -75,6 +75,7 @@ class TrainingRun:
         self.recipe, self.folder, self.data = recipe, folder, data
         self.machine, self.say = machine, say
         self.kind = kind_of(recipe)
+        self.random_state = RandomState()
         self.metrics = MetricsFile(folder.metrics_file, self.kind.score)
 
     def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
@@ -107,18 +108,7 @@ class TrainingRun:
         _quiet()
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
-        task = self.kind.task(
-            self.recipe,
-            self.data.tokenizer,
-            about={
-                "data": self.data.corpus.provenance,
-                "machine": asdict(self.machine),
-                **surroundings(),
-                **({} if self.origin is None else {"init": self.origin}),
-            },
-            compile_model=self.machine.compile,
-            update_batches=self.machine.update_batches,
-        )
+        task = self._task()
         begun = "" if checkpoint is not None else self._begin(task)
         self._write_tokenizer()
         self.metrics.cut(step)
@@ -137,12 +127,43 @@ class TrainingRun:
                 f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
                 f"then {self._how_to_go_on}"
             ) from error
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            if _out_of_memory(error):
+                raise RunError(_memory_advice(task, self.recipe)) from error
+            if checkpoint is None or self.random_state.begun:
+                raise
+            raise RunError(
+                f"can't go on from {checkpoint}: its training state does not fit "
+                f"({described(error)}); use an earlier checkpoint of the run"
+            ) from error
+        if trainer.is_global_zero:
+            self.folder.finish(trainer.global_step)
+
+    def _task(self) -> TrainingTask:
+        """What trains, with random weights."""
+        about = {
+            "data": self.data.corpus.provenance,
+            "machine": asdict(self.machine),
+            **surroundings(),
+            **({} if self.origin is None else {"init": self.origin}),
+        }
+        try:
+            return self.kind.task(
+                self.recipe,
+                self.data.tokenizer,
+                about=about,
+                compile_model=self.machine.compile,
+                update_batches=self.machine.update_batches,
+            )
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            raise RunError(_memory_advice(task, self.recipe)) from error
-        if trainer.is_global_zero:
-            self.folder.finish(trainer.global_step)
+            raise RunError(
+                "out of memory building the model; lower model.d_model, model.d_ff or "
+                "model.max_positions"
+            ) from error
 
     @property
     def _how_to_go_on(self) -> str:
@@ -189,7 +210,7 @@ class TrainingRun:
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
         recorder = Recorder(train.log_every, self.machine.accumulate)
-        callbacks: list[pl.Callback] = [RandomState(), BatchesDone(), recorder]
+        callbacks: list[pl.Callback] = [self.random_state, BatchesDone(), recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from normtrain.errors import UserError
+from normtrain.errors import RunError, UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -80,6 +80,25 @@ def keep_freed_memory() -> bool:
         )
     except (OSError, AttributeError):
         return False
+
+
+def check_room(parameters: int) -> None:
+    """See that this machine can hold a model's training: weights, gradients, AdamW's two moments.
+
+    Raises:
+        RunError: it can't, whatever the batches are.
+    """
+    if torch.cuda.is_available():
+        there, where = torch.cuda.get_device_properties(0).total_memory, "this GPU"
+    else:
+        there, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
+    # bf16-true halves each of the four; sharding is no strategy here.
+    if (least := parameters * 4 * 2) > there:
+        raise RunError(
+            f"{parameters:,} parameters take at least {least / 1e9:,.0f} GB to train, and {where} "
+            f"has {there / 1e9:,.0f} GB; lower model.d_model, model.d_ff, the number of layers or "
+            "data.vocab_size"
+        )
 
 
 def resolve_precision(asked: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ class FakeRun(SimpleNamespace):
     """Stands in for ``normtrain.run``: records its calls, raises what it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(calls=[], error=None)
+        super().__init__(calls=[], error=None, folder="runs/made")
 
     def _called(self, name: str, *args: Any, **kwargs: Any) -> None:
         self.calls.append((name, args, kwargs))
@@ -33,7 +33,7 @@ class FakeRun(SimpleNamespace):
 
     def fit(self, recipe: recipes.Recipe, **kwargs: Any) -> Path:
         self._called("fit", recipe, **kwargs)
-        return Path("runs/made")
+        return Path(self.folder)
 
     def resume(self, run: Any, overrides: Any = (), **kwargs: Any) -> Path:
         self._called("resume", run, list(overrides), **kwargs)
@@ -210,6 +210,7 @@ def test_misuse_is_two_lines_at_most(call: Call, run: FakeRun, words: str, messa
     [
         (UserError("no such thing"), 2, "error: no such thing\n"),
         (RunError("the disk is full"), 1, "error: the disk is full\n"),
+        (UserError("no such \x1b[31m thing"), 2, "error: no such \\x1b[31m thing\n"),
         (OSError(28, "No space left on device", "runs/x"), 1, "error: runs/x: No space left"),
         (EOFError(), 1, "internal error: EOFError (run again with --debug)\n"),
         (KeyError("x"), 1, "internal error: KeyError: 'x' (run again with --debug)\n"),
@@ -337,3 +338,9 @@ def test_a_closed_pipe_is_silent() -> None:
     with os.fdopen(write, "wb") as closed:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, cwd=root, check=False)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_path_that_is_not_utf_8_goes_out_as_it_came_in(call: Call, run: FakeRun) -> None:
+    run.folder = "runs/\udcff"
+    result = call("fit", "--recipe", "envi")
+    assert (result.exit_code, result.stdout_bytes) == (0, b"runs/\xff\n")

@@ -312,3 +312,8 @@ def test_a_hub_that_fails_says_what_to_do(
 
 def test_names_are_listed() -> None:
     assert corpora.corpus_names() == ["iwslt15", "phrasebook"]
+
+
+def test_the_home_of_nobody() -> None:
+    with pytest.raises(UserError, match=r"no home folder for '~nobody-here/x'; write \./"):
+        load_corpus("~nobody-here/x")

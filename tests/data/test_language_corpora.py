@@ -259,6 +259,7 @@ def test_bad_files_are_told_in_one_line(folder: Path, kind: str) -> None:
     ("source", "words"),
     [
         ("./nowhere", "there is no folder or file"),
+        ("~nobody-here/x", "there is no home folder for '~nobody-here/x'"),
         ("pyhton", "did you mean python"),
         ("hf:nobody", "hf:owner/name"),
         ("hf:a/b:", "hf:owner/name:configuration"),

@@ -204,7 +204,12 @@ def test_the_smallest_bpe_is_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "not json", "[]", '{"kind": "word"}', '{"kind": "bpe", "rules": {}}']
+    "text",
+    [
+        *("", "{}", "not json", "[]", '{"a":' * 100_000),
+        *('{"kind": "word"}', '{"kind": "bpe", "rules": {}}'),
+        *('{"kind": "word", "words": "abc"}', '{"kind": "char", "characters": ["a", 1]}'),
+    ],
 )
 def test_a_foreign_file_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="not a tokenizer file"):

@@ -170,6 +170,10 @@ def _index(content: Any) -> Callable[[Path], Any]:
     return _write("model.safetensors.index.json", json.dumps(content).encode())
 
 
+def _index_text(content: bytes) -> Callable[[Path], Any]:
+    return _write("model.safetensors.index.json", content)
+
+
 def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -190,6 +194,11 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_index({"weight_map": {"a": "x.bin"}}), "is no safetensors file of this folder"),
     (_remove("tokenizer.json"), "there is no tokenizer.json"),
     (_write("tokenizer.json", b"{"), "tokenizer.json is not JSON"),
+    (_write("tokenizer.json", b'{"a":' * 100_000), "tokenizer.json is not JSON"),
+    (_write("tokenizer.json", b'{"kind": "char", "characters": [1]}'), "no list of texts"),
+    (_write("tokenizer_config.json", b'{"eos_token": 3}'), "eos_token is 3"),
+    (_write("tokenizer_config.json", b'{"a":' * 100_000), "is not a JSON object"),
+    (_index_text(b'{"a":' * 100_000), "is no index of safetensors"),
     (_write("tokenizer.json", b"{}"), "tokenizer.json: this is not a tokenizer file"),
 ]
 

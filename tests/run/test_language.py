@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_misuse
+from conftest import TINY_TEXT, assert_misuse, tiny_settings
 from test_resume import assert_same_run, rewound, rows
 
 from normtrain.data.language import LanguageData
@@ -212,3 +212,19 @@ def test_contradictions(settings: list[str], parts: list[str], text_folder: Path
     )
     assert_misuse(result, *parts)
     assert not (tmp_path / "r").exists()
+
+
+def test_a_folder_whose_name_is_not_utf_8(
+    tiny_language: Build, text_folder: Path, tmp_path: Path, command: Any
+) -> None:
+    """A recipe can't hold its name; it can be evaluated on, and a result can hold it."""
+    odd = shutil.copytree(text_folder, tmp_path / "\udcff")
+    settings = tiny_settings(TINY_TEXT, train_max_steps=1, optim_warmup_steps=0)
+    words = [word for setting in settings for word in ("--set", setting)]
+    told = command("fit", "--recipe", "lm", "--data", odd, *words)
+    assert_misuse(told, "data.source is", "which is not UTF-8")
+    run = fit(tiny_language(train_max_steps=1, optim_warmup_steps=0), out=tmp_path / "run")
+    done = command("evaluate", run, "--data", odd, "--json")
+    assert done.exit_code == 0, done.stderr
+    written = next(run.glob("evaluation-*.json")).read_text(encoding="utf-8")
+    assert json.loads(written)["data"] == json.loads(done.stdout)["data"] == str(odd)

@@ -203,7 +203,7 @@ def test_a_number_of_ranks_that_cannot_share_an_update_is_refused(
     ("changes", "options", "named"),
     [
         ({"train_ema": 0.9}, {}, "train.ema"),
-        ({"train_precision": "bf16-true"}, {}, "bf16-true"),
+        ({"train_precision": "bf16-true"}, {}, "train.precision=bf16-true"),
         ({}, {"compile": True}, "--compile"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from normtrain.data.language.documents import raw_bytes
 from normtrain.data.language.protocol import fingerprint_of
-from normtrain.errors import RunError, UserError
+from normtrain.errors import RunError, UserError, on_one_line
 
 END_OF_TEXT = "<|endoftext|>"
 #: The 256 bytes and the special token.
@@ -193,7 +193,7 @@ def bpe_from_rules(rules: str, eos: str = END_OF_TEXT) -> BpeTokenizer:
     try:
         core = Tokenizer.from_str(rules)
     except Exception as error:  # the library raises plain exceptions
-        raise UserError(f"this is not a tokenizer file: {error}") from error
+        raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
     return BpeTokenizer(core, eos)
 
 
@@ -226,9 +226,12 @@ def bpe_from_folder(folder: str | os.PathLike[str]) -> BpeTokenizer:
 def _eos_of(text: str, path: Path) -> str | None:
     try:
         token = json.loads(text).get("eos_token")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON object; save the tokenizer again") from error
-    return token.get("content") if isinstance(token, dict) else token
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise UserError(f"{path}: eos_token is {token!r}; it must be a token's text")
+    return token
 
 
 def _read(path: Path) -> str | None:

@@ -6,8 +6,8 @@ import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from normtrain.data import folder as _folder
 from normtrain.data.cache import fingerprint
 from normtrain.data.language import files as _files
 from normtrain.data.language import hub as _hub
@@ -65,7 +65,7 @@ def load_text(
         RunError: the Hub can't be reached, or a file can't be read.
     """
     plain: dict[str, str | int | None] = {"kind": "file", "source": source, "revision": None}
-    path = Path(source).expanduser()
+    path = _folder.located(source)
     if source == "python":
         found, skipped = load_python(splits)
         plain |= {"kind": "python", "python": platform.python_version(), "skipped": skipped}

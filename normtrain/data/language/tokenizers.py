@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from normtrain.data.cache import cache_root, cached_entry, fingerprint
 from normtrain.data.language.bpe import bpe_from_rules, train_bpe
@@ -12,7 +13,7 @@ from normtrain.data.language.documents import PIECES_VERSION, Documents
 from normtrain.data.language.plain import ByteTokenizer, CharTokenizer, train_byte, train_char
 from normtrain.data.language.protocol import TEXT_TOKENIZER_VERSION, TextTokenizer
 from normtrain.data.language.word import WordTokenizer, train_word
-from normtrain.errors import UserError, unknown_name
+from normtrain.errors import UserError, on_one_line, unknown_name
 
 _KINDS = ("bpe", "byte", "char", "word")
 _FILE = "tokenizer.json"
@@ -65,16 +66,22 @@ def tokenizer_from_json(text: str) -> TextTokenizer:
         if kind == "bpe":
             return bpe_from_rules(json.dumps(plain["rules"]), plain["eos"])
         if kind == "word":
-            return WordTokenizer(plain["words"])
+            return WordTokenizer(_texts(plain["words"]))
         if kind == "byte":
             return ByteTokenizer()
         if kind == "char":
-            return CharTokenizer(plain["characters"])
+            return CharTokenizer(_texts(plain["characters"]))
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"this is not a tokenizer file: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
     raise unknown_name("tokenizer", str(kind), _KINDS)
+
+
+def _texts(listed: Any) -> list[str]:
+    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+        raise TypeError("its vocabulary is no list of texts")
+    return listed
 
 
 def cached_text_tokenizer(
