@@ -27,7 +27,7 @@ from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
 from normtrain.recipe import Recipe
-from normtrain.run.determinism import determinism
+from normtrain.run.determinism import determinism, surroundings
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
 from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
