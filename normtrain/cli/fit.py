@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -51,6 +56,12 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 @click.option("--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")
 @click.option("--strategy", type=click.Choice(["auto", "ddp"]), help="Default: auto.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(min=1),
+    help="How long a process waits for an answer of the others. Default: 1800.",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")
@@ -64,6 +75,7 @@ def fit(
     devices: int | None,
     nodes: int | None,
     strategy: str | None,
+    timeout: int | None,
     compiled: bool,
     dry_run: bool,
     **changes: Any,
@@ -78,6 +90,7 @@ def fit(
     --norm puts another norm in.
     """
     machine = _machine(devices, nodes) | {"strategy": strategy, "compile": compiled}
+    machine["timeout"] = timeout
     if resume is None and recipe is None:
         raise click.UsageError(
             "give --recipe NAME ('normtrain recipes list' shows names) or --resume RUN"
@@ -93,9 +106,27 @@ def fit(
     if dry_run and wanted is not None:
         _show(wanted)
         return
-    folder = _train(wanted, init, resume, out, changes, machine)
+    with _sigterm_interrupts():
+        folder = _train(wanted, init, resume, out, changes, machine)
     if is_first_process():
         click.echo(folder)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Before training takes SIGTERM over, it ends the command as Ctrl-C does, by exit code 130."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(

@@ -36,6 +36,7 @@ def fit(
     nodes: int | None = None,
     strategy: str | None = None,
     compile: bool = False,
+    timeout: int | None = None,
     say: Say | None = None,
 ) -> Path:
     """Train a recipe from the beginning.
@@ -51,6 +52,7 @@ def fit(
         nodes: machines; by default one.
         strategy: ``"auto"`` (the default) or ``"ddp"``.
         compile: run the training forward pass through ``torch.compile``.
+        timeout: seconds that a process waits for an answer of the others; by default 1800.
         say: prints messages; by default to stderr.
 
     Returns:
@@ -62,7 +64,7 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     say = say or Say()
-    machine = _machine(Machine(), devices, nodes, strategy, compile)
+    machine = _machine(Machine(), devices, nodes, strategy, compile, timeout)
     recipe = _settle(recipes.check_norms(recipe))
     build_model_on_meta(recipe)
     if init is not None:
@@ -88,6 +90,7 @@ def resume(
     nodes: int | None = None,
     strategy: str | None = None,
     compile: bool = False,
+    timeout: int | None = None,
     say: Say | None = None,
 ) -> Path:
     """Go on with a run from its last checkpoint; the rest is bit-equal to a run never stopped.
@@ -103,6 +106,7 @@ def resume(
         nodes: machines; together with ``devices`` it can't change the number of processes.
         strategy: see :func:`fit`.
         compile: see :func:`fit`.
+        timeout: see :func:`fit`; by default as the run was started.
         say: prints messages.
 
     Returns:
@@ -114,7 +118,10 @@ def resume(
         RunError, Interrupted: as for :func:`fit`.
     """
     say = say or Say()
-    given: _Given = {"devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile}
+    given: _Given = {
+        "devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile,
+        "timeout": timeout,
+    }  # fmt: skip
     if recipe is not None:
         recipe = recipes.override(recipe, overrides)
     folder = _newest(recipe, out) if run == "auto" else RunFolder(Path(run))
@@ -207,10 +214,16 @@ class _Given(TypedDict):
     nodes: int | None
     strategy: str | None
     compile: bool
+    timeout: int | None
 
 
 def _machine(
-    started: Machine, devices: int | None, nodes: int | None, strategy: str | None, compile: bool
+    started: Machine,
+    devices: int | None,
+    nodes: int | None,
+    strategy: str | None,
+    compile: bool,
+    timeout: int | None,
 ) -> Machine:
     """The machine a run was started on, changed as the user says, if that is possible."""
     machine = Machine(
@@ -218,6 +231,7 @@ def _machine(
         nodes or started.nodes,
         strategy or started.strategy,
         compile or started.compile,
+        timeout or started.timeout,
     )
     if torch.cuda.is_available() and machine.devices > torch.cuda.device_count():
         count = torch.cuda.device_count()

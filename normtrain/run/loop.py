@@ -30,7 +30,10 @@ from normtrain.recipe import Recipe
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
 from normtrain.run.machine import keep_freed_memory, resolve_precision
+from normtrain.run.ranks_lost import Ranks
 from normtrain.tasks.base import TrainingTask
+
+INTERRUPTED = 130  # the exit code
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,12 +49,14 @@ class Machine:
         nodes: machines.
         strategy: ``"auto"`` or ``"ddp"``.
         compile: run the training forward pass through ``torch.compile``.
+        timeout: seconds that a process waits for an answer of the others.
     """
 
     devices: int = 1
     nodes: int = 1
     strategy: str = "auto"
     compile: bool = False
+    timeout: int = 1800
 
 
 class _Board(TensorBoardLogger):
@@ -133,10 +138,13 @@ class TrainingRun:
         self._write_tokenizer()
         self.metrics.cut(step)
         trainer = self._trainer(step)
+        ranks = Ranks(trainer, self.machine.timeout, self._how_to_go_on)
         self._announce(task, begun)
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except StopAsked as stop:
+            if not is_first_process():  # which has said it
+                raise SystemExit(INTERRUPTED) from stop
             raise Interrupted(f"{stop}; {self._how_to_go_on}") from stop
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning exits on a bare Ctrl-C
             raise Interrupted(
@@ -148,6 +156,8 @@ class TrainingRun:
                 f"then {self._how_to_go_on}"
             ) from error
         except (RuntimeError, MemoryError) as error:
+            if (lost := ranks.error(error)) is not None:
+                raise lost from error
             if not _out_of_memory(error):
                 raise
             raise RunError(_memory_advice(task, self.recipe)) from error

@@ -1,0 +1,149 @@
+"""Training runs as real processes: started, watched, killed, compared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from normtrain.callbacks.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CLOCKED = ("tokens_per_second", "seconds")
+TORCHRUN = (
+    *("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"),
+    *("--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"),
+)
+
+
+class Process:
+    """``python cli.py fit …`` in a session of its own, so that all of it can be found.
+
+    Args:
+        words: what follows ``fit``.
+        torchrun: start two ranks by torchrun.
+    """
+
+    def __init__(self, *words: str, torchrun: bool = False, **environment: str) -> None:
+        start = [sys.executable, *(TORCHRUN if torchrun else ()), str(ROOT / "cli.py"), "fit"]
+        quiet = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "CUDA_VISIBLE_DEVICES": ""}
+        self.popen = subprocess.Popen(
+            [*start, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env=os.environ | quiet | {"PYTHONPATH": str(ROOT)} | environment,
+        )
+        self.pid = self.popen.pid
+
+    def living(self) -> dict[int, dict[str, str]]:
+        """The session's processes that run, stopped ones too: environment by number."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) == self.pid and state != "Z":
+                    pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                    found[int(entry.name)] = dict(p.split("=", 1) for p in pairs if "=" in p)
+        return found
+
+    def rank(self, number: int) -> int:
+        """The process that trains as a rank: the oldest that has its number."""
+        if number == 0 and "LOCAL_RANK" not in self.living().get(self.pid, {}):
+            ranks = [p for p, e in self.living().items() if e.get("RANK") == "0"]
+            return min(ranks, default=self.pid)
+        found = [p for p, e in self.living().items() if e.get("LOCAL_RANK") == str(number)]
+        assert found, f"no rank {number} among {list(self.living())}"
+        return min(found)
+
+    def end(self, seconds: float = 120) -> tuple[int, str, str]:
+        """Wait for the end: exit code, stdout, stderr."""
+        out, err = self.popen.communicate(timeout=seconds)
+        return self.popen.returncode, out, err
+
+    def left_behind(self, seconds: float = 15) -> list[int]:
+        """Processes that are there although the first has ended, after some time to end too."""
+        deadline = time.monotonic() + seconds
+        while (left := list(self.living())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    def kill_all(self) -> None:
+        """SIGKILL to everything in the session."""
+        for pid in self.living():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def running(*words: str, torchrun: bool = False, **environment: str) -> Iterator[Process]:
+    """A process of which nothing is left at the end, whatever happens."""
+    process = Process(*words, torchrun=torchrun, **environment)
+    try:
+        yield process
+    finally:
+        process.kill_all()
+        process.popen.wait()
+
+
+def steps(run: Path) -> int:
+    """The newest step in a run's metrics; -1 where there is none."""
+    with contextlib.suppress(ValueError):  # a row in the making
+        return max((int(row["step"]) for row in read_metrics(run / "metrics.csv")), default=-1)
+    return -1
+
+
+def wait_for_step(run: Path, step: int, process: Process, seconds: float = 120) -> None:
+    """Until a step is reported."""
+    deadline = time.monotonic() + seconds
+    while steps(run) < step:
+        assert process.popen.poll() is None, process.popen.communicate()
+        assert time.monotonic() < deadline, "the run made no progress"
+        time.sleep(0.01)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """A run's metrics without what a clock measured."""
+    found = read_metrics(run / "metrics.csv")
+    return [{k: v for k, v in row.items() if k not in CLOCKED} for row in found]
+
+
+def differences(whole: Any, again: Any, name: str = "") -> list[str]:
+    """Where two checkpoints differ: every tensor's bits, every plain value but the clock's."""
+    if isinstance(whole, torch.Tensor):
+        same = isinstance(again, torch.Tensor) and whole.dtype == again.dtype
+        same = same and whole.shape == again.shape and torch.equal(whole, again)
+        return [] if same else [name]
+    if isinstance(whole, dict) and isinstance(again, dict):
+        if whole.keys() != again.keys():
+            return [f"{name}: keys"]
+        keys = [k for k in whole if k not in ("seconds", "timeout")]
+        return [d for k in keys for d in differences(whole[k], again[k], f"{name}.{k}")]
+    if isinstance(whole, (list, tuple)) and isinstance(again, (list, tuple)):
+        if len(whole) != len(again):
+            return [f"{name}: length"]
+        pairs = enumerate(zip(whole, again, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, f"{name}.{i}")]
+    return [] if whole == again else [f"{name}: {whole!r} / {again!r}"]
+
+
+def last(run: Path) -> dict[str, Any]:
+    """A run's last checkpoint."""
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def compared(whole: Path, again: Path) -> list[str]:
+    """Where two finished runs differ: metrics, weights, optimizer, random state, counts."""
+    found = [] if rows(whole) == rows(again) else ["metrics.csv"]
+    return found + differences(last(whole), last(again))
