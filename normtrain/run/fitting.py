@@ -19,7 +19,8 @@ from normtrain.errors import UserError
 from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
-from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.checkpoint import Checkpoint
+from normtrain.run.damage import Beginning, newest_whole, numbered
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
 from normtrain.run.kinds import kind_of, whole_source
@@ -135,14 +136,16 @@ def resume(
     if (step := folder.finished()) is not None:
         say(f"{folder.path} has finished, after step {step}: nothing to do")
         return folder.path
-    if not folder.last.exists():
+    if not numbered(folder) and not folder.last.exists():
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
         _begin_again(theirs, folder, given, say)
         return folder.path
     left = _as_left(theirs, folder, given, say)
     say(f"going on with {folder.path} after step {left.step}")
-    training = TrainingRun(theirs, folder, left.data, left.machine, say, origin=left.origin)
-    training.train(folder.last, left.step)
+    training = TrainingRun(
+        theirs, folder, left.data, left.machine, say, origin=left.origin, ahead=[left.beginning]
+    )
+    training.train(left.beginning.path, left.step)
     return folder.path
 
 
@@ -164,14 +167,15 @@ class _Left:
     machine: Machine
     step: int
     origin: dict[str, str] | None
+    beginning: Beginning
 
 
 def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Left:
-    """A run as its last checkpoint left it.
+    """A run as its last checkpoint left it, or the newest before it that is whole.
 
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
-    read = read_checkpoint(folder.last)
+    read, beginning = newest_whole(folder, say)
     started = Machine(**read.raw["normtrain"]["machine"])
     machine = _machine(started, **given)
     _check_machine(machine, started, folder)
@@ -181,7 +185,7 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     data = _data(recipe, read)
     data.setup("fit")
     _check_text(data, read)
-    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"))
+    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"), beginning)
 
 
 def describe(recipe: Recipe) -> str:

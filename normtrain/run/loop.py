@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from normtrain.run.kinds import kind_of
 from normtrain.run.machine import keep_freed_memory, resolve_precision
 from normtrain.run.ranks_lost import Ranks
 from normtrain.tasks.base import TrainingTask
+from normtrain.tasks.updates import BrokenUpdate
 
 INTERRUPTED = 130  # the exit code
 
@@ -77,6 +79,7 @@ class TrainingRun:
         say: prints messages.
         pretrained: the weights it begins with; None takes random ones.
         origin: where the weights came from that its checkpoint began with.
+        ahead: callbacks ahead of its own.
     """
 
     def __init__(
@@ -89,7 +92,9 @@ class TrainingRun:
         *,
         pretrained: Pretrained | None = None,
         origin: dict[str, str] | None = None,
+        ahead: Sequence[pl.Callback] = (),
     ) -> None:
+        self.ahead = ahead
         self.pretrained = pretrained
         self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
@@ -150,6 +155,8 @@ class TrainingRun:
             raise Interrupted(
                 f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
             ) from stop
+        except BrokenUpdate as broken:
+            raise RunError(f"{broken} ({self._last_good})") from broken
         except OSError as error:
             raise RunError(
                 f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
@@ -163,6 +170,12 @@ class TrainingRun:
             raise RunError(_memory_advice(task, self.recipe)) from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
+
+    @property
+    def _last_good(self) -> str:
+        """The newest checkpoint, which `fit --resume` goes on from."""
+        newest = max(self.folder.checkpoints.glob("step-*.ckpt"), default=None)
+        return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
 
     @property
     def _how_to_go_on(self) -> str:
@@ -209,7 +222,7 @@ class TrainingRun:
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
         recorder = Recorder(train.log_every, self.recipe.optim.accumulate)
-        callbacks: list[pl.Callback] = [RandomState(), recorder]
+        callbacks: list[pl.Callback] = [*self.ahead, RandomState(), recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))

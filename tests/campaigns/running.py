@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from normtrain.callbacks.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
+MARK = "NORMTRAIN_TEST_MARK"
 CLOCKED = ("tokens_per_second", "seconds")
 TORCHRUN = (
     *("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"),
@@ -25,7 +27,7 @@ TORCHRUN = (
 
 
 class Process:
-    """``python cli.py fit …`` in a session of its own, so that all of it can be found.
+    """``python cli.py fit …``, marked in its environment, so that all of it can be found.
 
     Args:
         words: what follows ``fit``.
@@ -34,7 +36,13 @@ class Process:
 
     def __init__(self, *words: str, torchrun: bool = False, **environment: str) -> None:
         start = [sys.executable, *(TORCHRUN if torchrun else ()), str(ROOT / "cli.py"), "fit"]
-        quiet = {"OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "0", "CUDA_VISIBLE_DEVICES": ""}
+        self.mark = uuid.uuid4().hex
+        quiet = {
+            MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "GOMP_SPINCOUNT": "0",
+            "CUDA_VISIBLE_DEVICES": "",
+        }
         self.popen = subprocess.Popen(
             [*start, *words],
             stdout=subprocess.PIPE,
@@ -46,16 +54,16 @@ class Process:
         self.pid = self.popen.pid
 
     def living(self) -> dict[int, dict[str, str]]:
-        """The session's processes that run, stopped ones too: environment by number."""
+        """Its processes that run, stopped ones too: environment by number."""
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():
                 continue
             with contextlib.suppress(OSError):
-                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-                if int(session) == self.pid and state != "Z":
-                    pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                    found[int(entry.name)] = dict(p.split("=", 1) for p in pairs if "=" in p)
+                pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
+                values = dict(p.split("=", 1) for p in pairs if "=" in p)
+                if values.get(MARK) == self.mark:
+                    found[int(entry.name)] = values
         return found
 
     def rank(self, number: int) -> int:
@@ -80,7 +88,7 @@ class Process:
         return left
 
     def kill_all(self) -> None:
-        """SIGKILL to everything in the session."""
+        """SIGKILL to everything."""
         for pid in self.living():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
