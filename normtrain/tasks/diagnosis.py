@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -97,7 +98,9 @@ def _said(name: str, module: nn.Module, from_inside: bool) -> str:
 
 def _backward(model: nn.Module, loss: Tensor, calls: _Calls) -> Finding | None:
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
+    with warnings.catch_warnings():  # hooks of layers that read token ids
+        warnings.simplefilter("ignore")
+        gradients = torch.autograd.grad(loss, [p for _, p in named], allow_unused=True)
     pairs = zip(named, gradients, strict=True)
     bad = [n for (n, _), grad in pairs if grad is not None and not _finite(grad)]
     if not bad:

@@ -49,7 +49,7 @@ class Process:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | quiet | {"PYTHONPATH": str(ROOT)} | environment,
+            env=os.environ | quiet | {"PYTHONPATH": str(ROOT), MARK: self.mark} | environment,
         )
         self.pid = self.popen.pid
 
@@ -66,14 +66,27 @@ class Process:
                     found[int(entry.name)] = values
         return found
 
+    def ranks(self) -> list[int]:
+        """The processes that train, in rank order; without the first one until others are there."""
+        living = self.living()
+        found: dict[int, int] = {}
+        for pid in sorted(living, key=_started):
+            number = living[pid].get("LOCAL_RANK")
+            if number is not None and _parent(pid) == self.pid:
+                found.setdefault(int(number), pid)
+        if found and 0 not in found:  # Lightning's first process is the command itself
+            found[0] = self.pid
+        return [found[number] for number in sorted(found)]
+
     def rank(self, number: int) -> int:
-        """The process that trains as a rank: the oldest that has its number."""
-        if number == 0 and "LOCAL_RANK" not in self.living().get(self.pid, {}):
-            ranks = [p for p, e in self.living().items() if e.get("RANK") == "0"]
-            return min(ranks, default=self.pid)
-        found = [p for p, e in self.living().items() if e.get("LOCAL_RANK") == str(number)]
-        assert found, f"no rank {number} among {list(self.living())}"
-        return min(found)
+        """The process that trains as a rank."""
+        return self.ranks()[number]
+
+    def workers(self) -> list[int]:
+        """The processes that load data: started by one that trains."""
+        train = set(self.ranks()) or {self.pid}
+        others = [p for p in self.living() if p not in train | {self.pid} and _parent(p) in train]
+        return [p for p in others if "tracker" not in _command(p)]
 
     def end(self, seconds: float = 120) -> tuple[int, str, str]:
         """Wait for the end: exit code, stdout, stderr."""
@@ -92,6 +105,30 @@ class Process:
         for pid in self.living():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def _stat(pid: int) -> list[str]:
+    try:
+        return (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> str:
+    try:
+        return (Path("/proc") / str(pid) / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _started(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[19]) if fields else 0
 
 
 @contextlib.contextmanager
