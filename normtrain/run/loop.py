@@ -163,13 +163,20 @@ class TrainingRun:
                 f"then {self._how_to_go_on}"
             ) from error
         except (RuntimeError, MemoryError) as error:
-            if (lost := ranks.error(error)) is not None:
-                raise lost from error
-            if not _out_of_memory(error):
+            if (worded := ranks.error(error) or self._worded(error, task)) is None:
                 raise
-            raise RunError(_memory_advice(task, self.recipe)) from error
+            raise worded from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
+
+    def _worded(self, error: BaseException, task: TrainingTask) -> RunError | None:
+        """What a failure means for a person, where that is known."""
+        if "DataLoader worker" in str(error):
+            return RunError(
+                f"a process that prepares batches was killed, or ran out of memory (there are "
+                f"data.workers of them); {self._how_to_go_on}, from its last checkpoint"
+            )
+        return RunError(_memory_advice(task, self.recipe)) if _out_of_memory(error) else None
 
     @property
     def _last_good(self) -> str:

@@ -78,9 +78,10 @@ class Ranks:
     def __init__(self, trainer: pl.Trainer, timeout: int, how_to_go_on: str) -> None:
         self.timeout, self.how_to_go_on = timeout, how_to_go_on
         self.launcher: _Launcher | None = None
+        self.alone = trainer.world_size == 1
         strategy: Any = trainer.strategy
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-        if trainer.world_size == 1:
+        if self.alone:
             return
         if hasattr(strategy, "_timeout"):
             strategy._timeout = timedelta(seconds=max(timeout, TO_START))
@@ -95,7 +96,7 @@ class Ranks:
         then it is ``SystemExit(1)``.
         """
         hung = unanswered(error)
-        if hung is None:
+        if hung is None or self.alone:
             return None
         if not _speaks():
             return SystemExit(1)
