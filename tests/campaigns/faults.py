@@ -100,6 +100,7 @@ class Campaign:
     steps: int
     faults: list[Fault] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
     whole_runs: int = 0
 
     def setting(self, setting: Setting, kills: int) -> None:
@@ -115,10 +116,9 @@ class Campaign:
             run = self.home / f"run-{number}"
             shutil.rmtree(run, ignore_errors=True)
             left = self._one_run(setting, run, left)
-            if found := compared(whole, run):
-                self.losses.append(f"{setting.name}: {', '.join(found[:5])}")
-            if list(run.rglob("*.tmp")):
-                self.losses.append(f"{setting.name}: temporary files left in {run}")
+            found = compared(whole, run)
+            self._check(not found, f"{setting.name}: {', '.join(found[:5])}", loss=True)
+            self._check(not list(run.rglob("*.tmp")), f"{setting.name}: temporary files left")
             self.whole_runs += 1
 
     def _one_run(self, setting: Setting, run: Path, kills: int) -> int:
@@ -138,7 +138,7 @@ class Campaign:
                     pending = None
                 if kills == 0:
                     code, _, err = process.end(900)
-                    self._check(code == 0, f"{setting.name}: exit {code}: {err[-500:]}")
+                    self._check(code == 0, f"{setting.name}: exit {code}: {err[-500:]}", loss=True)
                     if code:
                         break
                     continue
@@ -155,10 +155,11 @@ class Campaign:
         shown = (fault.setting.ranks, fault.kind, fault.moment, fault.redone, fault.seconds)
         print("{} ranks  {:<16} {:<12} {:>3} steps again  {:5.1f} s".format(*shown), flush=True)
 
-    def _check(self, right: bool, what: str) -> None:
+    def _check(self, right: bool, what: str, *, loss: bool = False) -> None:
+        """A loss is a run that doesn't go on or comes out otherwise; a complaint, how it ended."""
         if not right:
-            self.losses.append(what)
-            print(f"LOSS: {what}", flush=True)
+            (self.losses if loss else self.complaints).append(what)
+            print(f"{'LOSS' if loss else 'complaint'}: {what}", flush=True)
 
     def _wait_beyond(self, process: Process, run: Path, step: int) -> None:
         deadline = time.monotonic() + 400
@@ -173,7 +174,7 @@ class Campaign:
         ]
         if not _await(aim, process, run, before, self.rng):
             code, _, err = process.end(900)
-            self._check(code == 0, f"{setting.name}: exit {code}: {err[-500:]}")
+            self._check(code == 0, f"{setting.name}: exit {code}: {err[-500:]}", loss=True)
             return None
         kind = self._strike(setting, process)
         try:
@@ -182,7 +183,8 @@ class Campaign:
             self._check(False, f"{setting.name}: {kind}: it did not end")
             return Fault(setting, kind, "hung", 0)
         self._check(not process.left_behind(60), f"{setting.name}: {kind}: processes left behind")
-        if not setting.torchrun:
+        own = kind in ("SIGTERM", "one rank", "a data worker") and not setting.torchrun
+        if own:  # data workers whose process was killed, and torchrun, print tracebacks of theirs
             self._check("Traceback" not in err, f"{setting.name}: {kind}: a traceback")
         if (run / "status.json").exists():
             return None
@@ -202,9 +204,9 @@ class Campaign:
         if kind == "all processes":
             process.kill_all()
         elif kind == "one rank":
-            others = process.ranks() or [process.pid]
-            _kill(self.rng.choice(others))
-            kind = "one rank" if others != [process.pid] else "first process"
+            chosen = self.rng.choice(process.ranks() or [process.pid])
+            _kill(chosen)
+            kind = "one rank" if chosen != process.pid else "first process"
         elif kind == "a data worker":
             workers = process.workers()
             _kill(self.rng.choice(workers or [process.pid]))
@@ -226,8 +228,8 @@ class Campaign:
         seconds = sum(fault.seconds for fault in self.faults)
         lines.append(f"faults: {len(self.faults)}; runs that came to their end: {self.whole_runs}")
         lines.append(f"steps done again: {redone}; seconds to be as far again: {seconds:.0f}")
-        lines.append(f"losses: {len(self.losses)}")
-        return "\n".join([*lines, *self.losses])
+        lines.append(f"losses: {len(self.losses)}; complaints: {len(self.complaints)}")
+        return "\n".join([*lines, *self.losses, *self.complaints])
 
 
 def _kill(pid: int) -> None:
@@ -269,7 +271,7 @@ def _await(aim: str, process: Process, run: Path, before: int, rng: random.Rando
         while not there(run) and process.popen.poll() is None:
             time.sleep(0.0005)
     if aim == "validation":
-        time.sleep(rng.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.05))
     return process.popen.poll() is None
 
 
@@ -321,7 +323,7 @@ def main() -> None:
         ranks = {int(rank) for rank in given.ranks.split(",")}
         made = campaign(Path(home), given.kills, ranks, given.seed, given.steps)
     print(made.table())
-    sys.exit(1 if made.losses else 0)
+    sys.exit(1 if made.losses or made.complaints else 0)
 
 
 if __name__ == "__main__":

@@ -303,7 +303,7 @@ def test_a_full_disk_under_one_rank_ends_the_other(corpus_folder: Path, tmp_path
 @pytest.mark.timeout(600)
 def test_two_random_kills(tmp_path: Path) -> None:
     made = faults.campaign(tmp_path, 2, {1}, seed=1, steps=120)
-    assert made.losses == []
+    assert made.losses + made.complaints == []
     assert len(made.faults) == 2
 
 
@@ -312,5 +312,5 @@ def test_two_random_kills(tmp_path: Path) -> None:
 def test_a_campaign_of_fifty_kills(tmp_path: Path) -> None:
     made = faults.campaign(tmp_path, 50, {1, 2}, seed=1)
     print(made.table())
-    assert made.losses == []
+    assert made.losses + made.complaints == []
     assert len(made.faults) >= 50
