@@ -140,13 +140,18 @@ def resume(
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
         _begin_again(theirs, folder, given, say)
         return folder.path
-    left = _as_left(theirs, folder, given, say)
+    _go_on(theirs, folder, given, say)
+    return folder.path
+
+
+def _go_on(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
+    """Train on from the newest whole checkpoint."""
+    left = _as_left(recipe, folder, given, say)
     say(f"going on with {folder.path} after step {left.step}")
     training = TrainingRun(
-        theirs, folder, left.data, left.machine, say, origin=left.origin, ahead=[left.beginning]
+        recipe, folder, left.data, left.machine, say, origin=left.origin, ahead=[left.beginning]
     )
     training.train(left.beginning.path, left.step)
-    return folder.path
 
 
 def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:

@@ -128,17 +128,7 @@ class TrainingRun:
         _quiet()
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
-        task = self.kind.task(
-            self.recipe,
-            self.data.tokenizer,
-            about={
-                "data": self.data.corpus.provenance,
-                "machine": asdict(self.machine),
-                "kernels": kernels.described(),
-                **({} if self.origin is None else {"init": self.origin}),
-            },
-            compile_model=self.machine.compile,
-        )
+        task = self._task()
         begun = "" if checkpoint is not None else self._begin(task)
         self._write_tokenizer()
         self.metrics.cut(step)
@@ -168,6 +158,19 @@ class TrainingRun:
             raise worded from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
+
+    def _task(self) -> TrainingTask:
+        return self.kind.task(
+            self.recipe,
+            self.data.tokenizer,
+            about={
+                "data": self.data.corpus.provenance,
+                "machine": asdict(self.machine),
+                "kernels": kernels.described(),
+                **({} if self.origin is None else {"init": self.origin}),
+            },
+            compile_model=self.machine.compile,
+        )
 
     def _worded(self, error: BaseException, task: TrainingTask) -> RunError | None:
         """What a failure means for a person, where that is known."""

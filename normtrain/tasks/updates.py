@@ -96,6 +96,8 @@ class UpdateWatch:
         """
         batches, self._batches = self._batches, []
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # in shards
+        if self._reads_at_once(norm) and math.isfinite(float(norm)) and not int(bad):
+            return
         losses = [b.loss for b in batches if b.loss is not None]
         loss = torch.stack(losses).sum() * scale if losses else norm
         flag = (bad > 0) | ~torch.isfinite(norm)
@@ -103,6 +105,10 @@ class UpdateWatch:
         self._waiting.append(_Update(step, batches, loss, norm, _to_host(flag)))
         while len(self._waiting) > (LAG if later else 0):
             self._look(self._waiting.popleft())
+
+    def _reads_at_once(self, value: Tensor) -> bool:
+        """Whether the host need not wait for a value."""
+        return value.device.type == "cpu"
 
     def _is_told(self, optimizer: Any, flag: Tensor) -> bool:
         """Have the optimizer skip what is bad, on the device; whether it can."""

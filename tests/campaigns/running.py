@@ -173,7 +173,7 @@ def differences(whole: Any, again: Any, name: str = "") -> list[str]:
     if isinstance(whole, dict) and isinstance(again, dict):
         if whole.keys() != again.keys():
             return [f"{name}: keys"]
-        keys = [k for k in whole if k not in ("seconds", "timeout")]
+        keys = [k for k in whole if k not in ("seconds", "timeout", "strategy")]
         return [d for k in keys for d in differences(whole[k], again[k], f"{name}.{k}")]
     if isinstance(whole, (list, tuple)) and isinstance(again, (list, tuple)):
         if len(whole) != len(again):

@@ -187,6 +187,7 @@ def updates(monkeypatch: pytest.MonkeyPatch, bad_at: int) -> tuple[list[Tensor],
         return True
 
     monkeypatch.setattr(watch, "_is_told", told)
+    monkeypatch.setattr(watch, "_reads_at_once", lambda value: False)
     weights = []
     for step in range(1, 10):
         x = torch.ones(1, 2)
