@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
@@ -16,6 +16,7 @@ from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
 from normtrain.data.base import CorpusData
 from normtrain.errors import UserError
+from normtrain.files import write_text
 from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
@@ -74,6 +75,8 @@ def fit(
     data.setup("fit")
     data.check_ranks(machine.devices * machine.nodes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
+    if is_first_process():
+        write_text(folder.machine_file, json.dumps(asdict(machine)) + "\n")
     if init is not None and is_first_process():
         note_start(folder, init)
     TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
@@ -158,10 +161,22 @@ def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> 
     """Train in a folder that a run left before its first checkpoint."""
     init = noted_start(folder)
     data = _data(recipe, given=None if init is None else init.tokenizer)
-    machine = _machine(Machine(), **given)
+    started = _noted_machine(folder, say)
+    machine = _machine(started or Machine(), **given)
+    if started is not None:
+        _check_machine(machine, started, folder)
     data.setup("fit")
     data.check_ranks(machine.devices * machine.nodes)
     TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
+
+
+def _noted_machine(folder: RunFolder, say: Say) -> Machine | None:
+    """What a run was started on that has no checkpoint yet."""
+    try:
+        return Machine(**json.loads(folder.machine_file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        say(f"{folder.path} does not say what it was started on; name --devices if not on one")
+        return None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from normtrain.run.ranks_lost import Ranks
 from normtrain.tasks.base import TrainingTask
 from normtrain.tasks.updates import BrokenUpdate
 
-INTERRUPTED = 130  # the exit code
+FAILED, INTERRUPTED = 1, 130  # exit codes, of processes that leave it to the first to speak
 
 
 class Interrupted(KeyboardInterrupt):
@@ -146,6 +146,8 @@ class TrainingRun:
                 f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
             ) from stop
         except BrokenUpdate as broken:
+            if not is_first_process():
+                raise SystemExit(FAILED) from broken
             raise RunError(f"{broken} ({self._last_good})") from broken
         except OSError as error:
             raise RunError(

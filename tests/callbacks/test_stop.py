@@ -64,7 +64,7 @@ def test_asked_twice_is_asked_once(signum: signal.Signals, trainer: Any) -> None
     assert signal.getsignal(signum) == before
 
 
-@pytest.mark.parametrize(("seconds", "steps"), [(0.001, MOST_STEPS), (0.1, 20), (1.0, 2), (9, 1)])
+@pytest.mark.parametrize(("seconds", "steps"), [(0.001, MOST_STEPS), (0.125, 16), (1.0, 2), (9, 1)])
 def test_processes_ask_one_another_every_two_seconds(
     seconds: float, steps: int, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

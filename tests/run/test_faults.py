@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import signal
@@ -90,6 +91,16 @@ def test_a_last_checkpoint_that_is_gone_is_replaced_too(stopped: Path, finished:
     (stopped / "checkpoints" / "last.ckpt").unlink()
     resume(stopped)
     assert compared(finished, stopped) == []
+
+
+def test_a_run_without_a_checkpoint_remembers_its_processes(stopped: Path) -> None:
+    for file in (stopped / "checkpoints").iterdir():
+        file.unlink()
+    noted = json.loads((stopped / "machine.json").read_text(encoding="utf-8"))
+    assert (noted["devices"], noted["nodes"]) == (1, 1)
+    (stopped / "machine.json").write_text(json.dumps(noted | {"devices": 2}), encoding="utf-8")
+    with pytest.raises(UserError, match="was started with 2 processes"):
+        resume(stopped, devices=1)
 
 
 def test_no_whole_checkpoint_is_one_error(command: Command, stopped: Path) -> None:
