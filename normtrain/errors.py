@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake of the user's: the message says what is wrong and what would be right."""
 
 
+class DamagedFile(UserError):
+    """A file that was whole once, or never: cut short, changed on the disk, or of another kind."""
+
+
 class RunError(RuntimeError):
     """A run that could not go on (disk full, out of memory, hub unreachable), with what to do."""
 

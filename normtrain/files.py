@@ -6,11 +6,12 @@ import contextlib
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from normtrain.errors import RunError, UserError
+from normtrain.errors import DamagedFile, RunError, UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -61,12 +62,16 @@ def write_text(path: Path, text: str) -> None:
 def read_plain(path: Path, *, mmap: bool = False) -> Any:
     """Read what ``torch.save`` wrote, as plain data on the CPU; nothing in it is executed.
 
+    The checksums that ``torch.save`` stores are compared, since ``torch.load`` takes flipped bytes
+    for numbers; for 500 MB that takes 0.7 s, the reading itself 1 s.
+
     Args:
         path: the file.
-        mmap: leave tensors in the file until they are looked at.
+        mmap: leave tensors in the file until they are looked at; no checksums then.
 
     Raises:
-        UserError: it is missing, cut short, not such a file, or holds more than plain data.
+        DamagedFile: it is cut short, changed, or not such a file.
+        UserError: it is missing, or holds more than plain data.
         RunError: it can't be read.
     """
     import torch
@@ -78,6 +83,8 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror}") from error
     try:
+        if not mmap and zipfile.is_zipfile(path):
+            _compare_checksums(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except MemoryError:
         raise
@@ -85,9 +92,15 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
             kind = str(error).partition("GLOBAL ")[2].split()[0]
             detail = f"it holds objects ({kind}) that would have to be executed, which is not done"
-        else:
-            detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
-        raise UserError(f"can't read the checkpoint {path}: {detail}") from error
+            raise UserError(f"can't read the checkpoint {path}: {detail}") from error
+        detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
+        raise DamagedFile(f"can't read the checkpoint {path}: {detail}") from error
+
+
+def _compare_checksums(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if (member := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{member} has changed since it was written")
 
 
 def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:

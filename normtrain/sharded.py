@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normtrain.errors import UserError
+from normtrain.errors import DamagedFile, UserError, on_one_line
 from normtrain.files import read_plain
 
 if TYPE_CHECKING:
@@ -62,13 +62,14 @@ def check_plain(folder: Path) -> Metadata:
         The table: which tensor lies in which file.
 
     Raises:
-        UserError: a file is missing, cut short or damaged, or there is more than plain data in it.
+        DamagedFile: a file is missing, cut short or damaged.
+        UserError: there is more than plain data in one.
     """
     import torch
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
     if not is_sharded(folder):
-        raise UserError(f"{folder} is no whole checkpoint: it lacks {REST}")
+        raise DamagedFile(f"{folder} is no whole checkpoint: it lacks {REST}")
     try:
         with open(folder / _TABLE, "rb") as file:
             table = _TableReader(file).load()
@@ -87,13 +88,23 @@ def check_plain(folder: Path) -> Metadata:
                 torch.load(io.BytesIO(raw), weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file can make the reader raise anything
+    except pickle.UnpicklingError as error:
+        if "executed" not in str(error) and "GLOBAL " not in str(error):
+            raise _damaged(folder, error) from error
         raise UserError(
-            f"can't read the checkpoint {folder}: it is cut short, damaged or no checkpoint "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); use an "
-            f"earlier one of the run"
+            f"can't read the checkpoint {folder}: it holds objects that would have to be executed, "
+            f"which is not done"
         ) from error
+    except Exception as error:  # a damaged file can make the reader raise anything
+        raise _damaged(folder, error) from error
     return table
+
+
+def _damaged(folder: Path, error: Exception) -> DamagedFile:
+    return DamagedFile(
+        f"can't read the checkpoint {folder}: it is cut short, damaged or no checkpoint "
+        f"({on_one_line(error)}); use an earlier one of the run"
+    )
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
@@ -126,7 +137,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore", UserWarning)
             dcp.load({_MODEL: weights}, checkpoint_id=folder, no_dist=True)
     except Exception as error:
-        raise UserError(
+        raise DamagedFile(
             f"can't read the checkpoint {folder}: its tensors are damaged; use an earlier one of "
             f"the run"
         ) from error

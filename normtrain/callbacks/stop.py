@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from normtrain.callbacks.checkpoints import RunCheckpoints
+from normtrain.ranks import is_first_process
 
 
 class StopAsked(Exception):
@@ -27,11 +30,17 @@ class StopAsked(Exception):
         self.signum, self.step = signum, step
 
 
-ASK_EVERY = 10
+SECONDS_BETWEEN_ASKING, MOST_STEPS = 2.0, 50
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is what SLURM sends ahead of a job's end by ``--signal=USR1@…``."""
 
 
 class GracefulStop(pl.Callback):
-    """On the first Ctrl-C or SIGTERM, saves after the running step; on the second, stops at once.
+    """On Ctrl-C, SIGTERM or SIGUSR1, saves after the running step; a second Ctrl-C stops at once.
+
+    It doesn't matter which process gets the signal; several ask one another every two seconds. A
+    second SIGTERM changes nothing: SLURM and torchrun each send one to the same process. So does
+    torchrun with Ctrl-C, which is why there is no stopping at once under it.
 
     Args:
         checkpoints: the callback that saves.
@@ -42,18 +51,30 @@ class GracefulStop(pl.Callback):
         self.checkpoints, self.say = checkpoints, say
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
+        self._ask_at, self._last = 0, (0, 0.0)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the signals over; those that come before the first step are heeded after it."""
+        self._take()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the two signals over (Lightning has put its own handlers on by now)."""
+        """Take the signals back from Lightning, should it have put its own handlers on."""
+        self._take()
+        self._ask_at, self._last = trainer.global_step, (trainer.global_step, time.monotonic())
+
+    def _take(self) -> None:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._ask)
+            for signum in SIGNALS:
+                before = signal.signal(signum, self._ask)
+                self._before.setdefault(signum, before)
 
     def _ask(self, signum: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked is None:
+            self.asked = signum
+            if is_first_process():
+                self.say("stopping: saving after this step (Ctrl-C again to stop without saving)")
+        elif signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
-        self.asked = signum
-        self.say("stopping: saving after this step (once more to stop without saving)")
 
     def _restore(self) -> None:
         for signum, handler in self._before.items():
@@ -73,7 +94,7 @@ class GracefulStop(pl.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         # Asking all ranks makes them wait for one another: not at every step.
-        if trainer.world_size > 1 and step % ASK_EVERY:
+        if trainer.world_size > 1 and step < self._ask_at:
             return
         if self._everyone_asked(trainer) is None:
             return
@@ -91,8 +112,13 @@ class GracefulStop(pl.Callback):
         if trainer.world_size == 1:
             return self.asked
         # Ranks must stop at the same step, or the others wait for ever.
-        mine = torch.tensor(self.asked or 0, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(mine, reduce_op="max")) or None
+        step, now = trainer.global_step, time.monotonic()
+        pace = (now - self._last[1]) / max(1, step - self._last[0])
+        wait = min(MOST_STEPS, max(1, int(SECONDS_BETWEEN_ASKING / max(1e-6, pace))))
+        mine = torch.tensor([self.asked or 0, wait], device=trainer.strategy.root_device)
+        asked, wait = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+        self._ask_at, self._last = step + wait, (step, now)
+        return asked or None
 
     def _stop(self, trainer: pl.Trainer) -> None:
         if self.checkpoints.saved_step != trainer.global_step:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,6 +58,12 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
     type=click.Choice(["auto", "ddp", "fsdp2"]),
     help="ddp: a whole model a process; fsdp2: a slice of it. Default: auto.",
 )
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(min=1),
+    help="How long a process waits for an answer of the others. Default: 1800.",
+)
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")
@@ -66,6 +77,7 @@ def fit(
     devices: int | None,
     nodes: int | None,
     strategy: str | None,
+    timeout: int | None,
     compiled: bool,
     dry_run: bool,
     **changes: Any,
@@ -80,6 +92,7 @@ def fit(
     --norm puts another norm in.
     """
     machine = started_as(devices, nodes) | {"strategy": strategy, "compile": compiled}
+    machine["timeout"] = timeout
     if resume is None and recipe is None:
         raise click.UsageError(
             "give --recipe NAME ('normtrain recipes list' shows names) or --resume RUN"
@@ -95,9 +108,27 @@ def fit(
     if dry_run and wanted is not None:
         _show(wanted)
         return
-    folder = _train(wanted, init, resume, out, changes, machine)
+    with _sigterm_interrupts():
+        folder = _train(wanted, init, resume, out, changes, machine)
     if is_first_process():
         click.echo(folder)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Before training takes SIGTERM over, it ends the command as Ctrl-C does, by exit code 130."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _train(

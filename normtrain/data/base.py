@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from normtrain.data.epochs import EpochBatches, ResumableLoader, as_given
 from normtrain.data.stream import BatchStream, StreamLoader
+from normtrain.data.workers import start_worker
 from normtrain.errors import UserError
 
 Encoded = TypeVar("Encoded", bound=Sized)
@@ -108,6 +109,7 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
         return {
             "collate_fn": as_given,
             "num_workers": self.workers,
+            "worker_init_fn": start_worker,
             "persistent_workers": self.workers > 0,
             "pin_memory": torch.cuda.is_available(),
             # A generator of its own: iterating must not draw from the one dropout uses.

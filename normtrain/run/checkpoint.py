@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import torch
 
 from normtrain import recipe as recipes
-from normtrain.errors import UserError
+from normtrain.errors import DamagedFile, RunError, UserError
 from normtrain.files import read_plain
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.recipe import Recipe
-from normtrain.run.contents import Contents, check_sums
+from normtrain.run.contents import Contents
 from normtrain.run.kinds import kind_of
 from normtrain.sharded import is_sharded, read_sharded
 from normtrain.tasks.base import FORMAT_VERSION
@@ -100,15 +101,38 @@ def read_checkpoint(target: Path) -> Checkpoint:
         target: a run folder (best, else last) or a checkpoint file.
 
     Raises:
-        ValueError: if it is missing, cut short, damaged, not a checkpoint, or not one of
-            normtrain's.
+        ValueError: if it is missing, cut short, not a checkpoint, or not one of normtrain's. One
+            that is damaged is a `DamagedFile`, which names another that isn't, if there is one.
     """
     path = find_checkpoint(Path(target))
-    if is_sharded(path):
-        raw = read_sharded(path)
-    else:
-        raw = read_plain(path)
-        check_sums(path)
+    try:
+        return read_file(path)
+    except DamagedFile as error:
+        whole = whole_neighbour(path)
+        if whole is None:
+            raise
+        raise DamagedFile(f"{error}: {whole} is whole") from error
+
+
+def whole_neighbour(damaged: Path) -> Path | None:
+    """The best, last or newest numbered checkpoint beside a damaged one that can be read."""
+    folder = damaged.parent
+    names = [folder / "best.ckpt", folder / "last.ckpt"]
+    for path in [*names, *sorted(folder.glob("step-*.ckpt"), reverse=True)]:
+        if path.exists() and not path.samefile(damaged):
+            with contextlib.suppress(ValueError, RunError):
+                return read_file(path).path
+    return None
+
+
+def read_file(path: Path) -> Checkpoint:
+    """Load one checkpoint file; see `read_checkpoint`.
+
+    Raises:
+        DamagedFile: it is cut short, changed, or not whole.
+        ValueError: it is missing, or is not one of normtrain's.
+    """
+    raw = read_sharded(path) if is_sharded(path) else read_plain(path)
     if not isinstance(raw, dict) or not isinstance(raw.get("normtrain"), dict):
         raise UserError(f"{path} is a checkpoint of another program: it has no normtrain section")
     ours = raw["normtrain"]

@@ -7,8 +7,6 @@ refusal names the part that is wrong.
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from normtrain.callbacks.random_state import check_state
-from normtrain.errors import UserError
+from normtrain.errors import DamagedFile, UserError
 from normtrain.tasks.optim import parameter_groups
 from normtrain.yamlio import kind_of
 
@@ -44,13 +42,15 @@ class Contents:
         """See that it is whole: what evaluating, exporting and averaging need.
 
         Raises:
-            UserError: a part is missing, or of another kind.
+            DamagedFile: a part is missing, or of another kind.
         """
         ours = self.raw["normtrain"]
         lacking = [key for key in ("state_dict", "global_step") if key not in self.raw]
         lacking += [key for key in ("recipe", "tokenizer", "norms", "data") if key not in ours]
         if lacking:
-            raise UserError(f"{self.path} is not a whole checkpoint: it lacks {', '.join(lacking)}")
+            raise DamagedFile(
+                f"{self.path} is not a whole checkpoint: it lacks {', '.join(lacking)}"
+            )
         self._weights("state_dict")
         self._plain("global_step", self.raw["global_step"], _COUNT)
         self._mapping("recipe", ours["recipe"])
@@ -199,43 +199,16 @@ class Contents:
         if not good[kind]():
             raise self.wrong(where, kind, value)
 
-    def wrong(self, where: str, wanted: str, found: Any) -> UserError:
+    def wrong(self, where: str, wanted: str, found: Any) -> DamagedFile:
         """The refusal of one part."""
         shown = f"a {found.layout} tensor" if isinstance(found, Tensor) else kind_of(found)
         if isinstance(found, Tensor) and found.layout is torch.strided:
             shown = f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}"
         place = where.encode("ascii", "backslashreplace").decode().replace("\n", " ")[:120]
-        return UserError(
+        return DamagedFile(
             f"{self.path} is damaged or was edited: {place} should be {wanted}, not {shown}; use "
             "an earlier checkpoint of the run"
         )
-
-
-def check_sums(path: Path) -> None:
-    """Compare every part of a file of ``torch.save`` with the checksum that was written with it.
-
-    torch itself does not look at them, so that a flipped bit would be a weight like any other.
-
-    Raises:
-        UserError: one differs.
-    """
-    if not zipfile.is_zipfile(path):  # torch's old format has none
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
-        raise _damaged(path, "it is cut short or damaged") from error
-    except RuntimeError as error:  # a damaged header can call a part encrypted
-        raise _damaged(path, "it is damaged") from error
-    if damaged is not None:
-        raise _damaged(path, f"its part {damaged} is damaged")
-
-
-def _damaged(path: Path, how: str) -> UserError:
-    return UserError(
-        f"can't read the checkpoint {path}: {how}; use an earlier one of the run, or copy it again"
-    )
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

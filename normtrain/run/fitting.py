@@ -14,11 +14,13 @@ from normtrain import recipe as recipes
 from normtrain.callbacks.progress import Say
 from normtrain.data.base import CorpusData
 from normtrain.errors import UserError
+from normtrain.files import write_text
 from normtrain.interchange import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.recipe import LanguageRecipe, Recipe
-from normtrain.run.checkpoint import Checkpoint, read_checkpoint
+from normtrain.run.checkpoint import Checkpoint
 from normtrain.run.contents import Contents
+from normtrain.run.damage import Beginning, newest_whole, numbered
 from normtrain.run.determinism import changes_since
 from normtrain.run.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.run.importing import note_start, noted_start
@@ -38,6 +40,7 @@ def fit(
     nodes: int | None = None,
     strategy: str | None = None,
     compile: bool = False,
+    timeout: int | None = None,
     say: Say | None = None,
 ) -> Path:
     """Train a recipe from the beginning.
@@ -53,6 +56,7 @@ def fit(
         nodes: machines; by default one.
         strategy: ``"auto"`` (the default), ``"ddp"`` or ``"fsdp2"``.
         compile: run the training forward pass through ``torch.compile``.
+        timeout: seconds that a process waits for an answer of the others; by default 1800.
         say: prints messages; by default to stderr.
 
     Returns:
@@ -64,7 +68,7 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     say = say or Say()
-    machine = _machine(Machine(), devices, nodes, strategy, compile)
+    machine = _machine(Machine(), devices, nodes, strategy, compile, timeout)
     recipe = _settle(recipes.check_norms(recipe))
     check_strategy(machine, recipe)
     machine = _with_updates(machine, recipe)
@@ -75,6 +79,8 @@ def fit(
     data.setup("fit")
     data.check_ranks(machine.processes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
+    if is_first_process():
+        write_text(folder.machine_file, json.dumps(asdict(machine)) + "\n")
     if init is not None and is_first_process():
         note_start(folder, init)
     TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
@@ -92,6 +98,7 @@ def resume(
     nodes: int | None = None,
     strategy: str | None = None,
     compile: bool = False,
+    timeout: int | None = None,
     say: Say | None = None,
 ) -> Path:
     """Go on with a run from its last checkpoint; the rest is bit-equal to a run never stopped.
@@ -109,6 +116,7 @@ def resume(
         nodes: machines; another number of processes must divide the batches of an update.
         strategy: see :func:`fit`.
         compile: see :func:`fit`.
+        timeout: see :func:`fit`; by default as the run was started.
         say: prints messages.
 
     Returns:
@@ -120,7 +128,10 @@ def resume(
         RunError, Interrupted: as for :func:`fit`.
     """
     say = say or Say()
-    given: _Given = {"devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile}
+    given: _Given = {
+        "devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile,
+        "timeout": timeout,
+    }  # fmt: skip
     if recipe is not None:
         recipe = recipes.override(recipe, overrides)
     folder = _newest(recipe, out) if run == "auto" else RunFolder(Path(run))
@@ -134,26 +145,47 @@ def resume(
     if (step := folder.finished()) is not None:
         say(f"{folder.path} has finished, after step {step}: nothing to do")
         return folder.path
-    if not folder.last.exists():
+    if not numbered(folder) and not folder.last.exists():
         say(f"{folder.path} has no checkpoint yet: starting from the beginning")
         _begin_again(theirs, folder, given, say)
         return folder.path
-    left = _as_left(theirs, folder, given, say)
-    say(f"going on with {folder.path} after step {left.step}")
-    training = TrainingRun(theirs, folder, left.data, left.machine, say, origin=left.origin)
-    training.train(folder.last, left.step)
+    _go_on(theirs, folder, given, say)
     return folder.path
+
+
+def _go_on(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
+    """Train on from the newest whole checkpoint."""
+    left = _as_left(recipe, folder, given, say)
+    say(f"going on with {folder.path} after step {left.step}")
+    training = TrainingRun(
+        recipe, folder, left.data, left.machine, say, origin=left.origin, ahead=[left.beginning]
+    )
+    training.train(left.beginning.path, left.step)
 
 
 def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
     """Train in a folder that a run left before its first checkpoint."""
     init = noted_start(folder)
-    machine = _with_updates(_machine(Machine(), **given), recipe)
+    started = _noted_machine(folder, say)
+    machine = _machine(started or Machine(), **given)
+    if started is None:
+        machine = _with_updates(machine, recipe)
+    else:
+        _check_machine(machine, started, folder)
     check_strategy(machine, recipe)
     data = _data(recipe, machine, given=None if init is None else init.tokenizer)
     data.setup("fit")
     data.check_ranks(machine.processes)
     TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
+
+
+def _noted_machine(folder: RunFolder, say: Say) -> Machine | None:
+    """What a run was started on that has no checkpoint yet."""
+    try:
+        return Machine(**json.loads(folder.machine_file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        say(f"{folder.path} does not say what it was started on; name --devices if not on one")
+        return None
 
 
 @dataclass(frozen=True)
@@ -164,14 +196,15 @@ class _Left:
     machine: Machine
     step: int
     origin: dict[str, str] | None
+    beginning: Beginning
 
 
 def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Left:
-    """A run as its last checkpoint left it.
+    """A run as its last checkpoint left it, or the newest before it that is whole.
 
     The checkpoint itself goes with this function: it would take memory for the whole training.
     """
-    read = read_checkpoint(folder.last)
+    read, beginning = newest_whole(folder, say)
     with torch.device("meta"):
         model = kind_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
     contents = Contents(read.path, read.raw)
@@ -187,7 +220,7 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     data.setup("fit")
     data.check_ranks(machine.processes)
     _check_text(data, read)
-    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"))
+    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"), beginning)
 
 
 def describe(recipe: Recipe) -> str:
@@ -236,10 +269,16 @@ class _Given(TypedDict):
     nodes: int | None
     strategy: str | None
     compile: bool
+    timeout: int | None
 
 
 def _machine(
-    started: Machine, devices: int | None, nodes: int | None, strategy: str | None, compile: bool
+    started: Machine,
+    devices: int | None,
+    nodes: int | None,
+    strategy: str | None,
+    compile: bool,
+    timeout: int | None,
 ) -> Machine:
     """The machine a run was started on, changed as the user says, if that is possible."""
     machine = replace(
@@ -248,6 +287,7 @@ def _machine(
         nodes=nodes or started.nodes,
         strategy=strategy or started.strategy,
         compile=compile or started.compile,
+        timeout=timeout or started.timeout,
     )
     check_devices(machine.devices, machine.nodes)
     return machine

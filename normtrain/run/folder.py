@@ -30,6 +30,7 @@ class RunFolder:
         metrics_file: one row a report.
         tokenizer_file: the tokenizer, as the ``tokenizers`` library reads it.
         start_file: where the weights came from that it began with, if they weren't random.
+        machine_file: what it was started on; checkpoints say so too, once there is one.
         checkpoints: ``last.ckpt``, ``best.ckpt`` and numbered ones.
     """
 
@@ -39,6 +40,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.csv"
         self.tokenizer_file = self.path / "tokenizer.json"
         self.start_file = self.path / "init.json"
+        self.machine_file = self.path / "machine.json"
         self.checkpoints = self.path / "checkpoints"
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,8 +32,12 @@ from normtrain.run.determinism import determinism, surroundings
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
 from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
+from normtrain.run.ranks_lost import Ranks
 from normtrain.run.strategies import strategy_of
 from normtrain.tasks.base import TrainingTask
+from normtrain.tasks.updates import BrokenUpdate
+
+FAILED, INTERRUPTED = 1, 130  # exit codes, of processes that leave it to the first to speak
 
 
 class Interrupted(KeyboardInterrupt):
@@ -57,6 +62,7 @@ class TrainingRun:
         say: prints messages.
         pretrained: the weights it begins with; None takes random ones.
         origin: where the weights came from that its checkpoint began with.
+        ahead: callbacks ahead of its own.
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class TrainingRun:
         *,
         pretrained: Pretrained | None = None,
         origin: dict[str, str] | None = None,
+        ahead: Sequence[pl.Callback] = (),
     ) -> None:
+        self.ahead = ahead
         self.pretrained = pretrained
         self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
@@ -113,15 +121,22 @@ class TrainingRun:
         self._write_tokenizer()
         self.metrics.cut(step)
         trainer = self._trainer(step)
+        ranks = Ranks(trainer, self.machine.timeout, self._how_to_go_on)
         self._announce(task, begun)
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
         except StopAsked as stop:
+            if not is_first_process():  # which has said it
+                raise SystemExit(INTERRUPTED) from stop
             raise Interrupted(f"{stop}; {self._how_to_go_on}") from stop
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning exits on a bare Ctrl-C
             raise Interrupted(
                 f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
             ) from stop
+        except BrokenUpdate as broken:
+            if not is_first_process():
+                raise SystemExit(FAILED) from broken
+            raise RunError(f"{broken} ({self._last_good})") from broken
         except OSError as error:
             raise RunError(
                 f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
@@ -130,14 +145,15 @@ class TrainingRun:
         except (UserError, RunError):
             raise
         except Exception as error:
-            if _out_of_memory(error):
-                raise RunError(_memory_advice(task, self.recipe)) from error
-            if checkpoint is None or self.random_state.begun:
+            worded = ranks.error(error) or self._worded(error, task)
+            if worded is None and checkpoint is not None and not self.random_state.begun:
+                worded = RunError(
+                    f"can't go on from {checkpoint}: its training state does not fit "
+                    f"({described(error)}); use an earlier checkpoint of the run"
+                )
+            if worded is None:
                 raise
-            raise RunError(
-                f"can't go on from {checkpoint}: its training state does not fit "
-                f"({described(error)}); use an earlier checkpoint of the run"
-            ) from error
+            raise worded from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
 
@@ -164,6 +180,21 @@ class TrainingRun:
                 "out of memory building the model; lower model.d_model, model.d_ff or "
                 "model.max_positions"
             ) from error
+
+    def _worded(self, error: BaseException, task: TrainingTask) -> RunError | None:
+        """What a failure means for a person, where that is known."""
+        if "DataLoader worker" in str(error):
+            return RunError(
+                f"a process that prepares batches was killed, or ran out of memory (there are "
+                f"data.workers of them); {self._how_to_go_on}, from its last checkpoint"
+            )
+        return RunError(_memory_advice(task, self.recipe)) if _out_of_memory(error) else None
+
+    @property
+    def _last_good(self) -> str:
+        """The newest checkpoint, which `fit --resume` goes on from."""
+        newest = max(self.folder.checkpoints.glob("step-*.ckpt"), default=None)
+        return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
 
     @property
     def _how_to_go_on(self) -> str:
@@ -210,7 +241,7 @@ class TrainingRun:
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
         recorder = Recorder(train.log_every, self.machine.accumulate)
-        callbacks: list[pl.Callback] = [self.random_state, BatchesDone(), recorder]
+        callbacks: list[pl.Callback] = [*self.ahead, self.random_state, BatchesDone(), recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))

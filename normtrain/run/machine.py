@@ -23,6 +23,7 @@ class Machine:
         nodes: machines.
         strategy: ``"auto"``, ``"ddp"`` or ``"fsdp2"``.
         compile: run the training forward pass through ``torch.compile``.
+        timeout: seconds that a process waits for an answer of the others.
         update_batches: batches of one optimizer step over all processes. A run that goes on with
             another number of processes keeps it.
     """
@@ -31,6 +32,7 @@ class Machine:
     nodes: int = 1
     strategy: str = "auto"
     compile: bool = False
+    timeout: int = 1800
     update_batches: int = 1
 
     @property

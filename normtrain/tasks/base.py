@@ -24,6 +24,7 @@ from normtrain.tasks.sharding import (
     sync_gradients,
     whole_tensor,
 )
+from normtrain.tasks.updates import UpdateWatch
 
 FORMAT_VERSION = 1
 
@@ -98,6 +99,7 @@ class TrainingTask(pl.LightningModule):
         self.update_scale: Tensor | float = 1.0
         self._update_tokens: Tensor | float = 0.0
         self._tally = Tally()
+        self.updates = UpdateWatch(self._loss_again, model)
 
     @staticmethod
     @abstractmethod
@@ -110,11 +112,26 @@ class TrainingTask(pl.LightningModule):
         It comes divided by a constant; the true number, known once all are done, is put right by
         :meth:`configure_gradient_clipping`.
         """
-        if self._batches_an_update == 1:
-            return loss
-        tokens = self.count_targets(batch)
-        self._update_tokens = self._update_tokens + tokens
-        return loss * (tokens / self.recipe.data.max_tokens)
+        if self._batches_an_update > 1:
+            tokens = self.count_targets(batch)
+            self._update_tokens = self._update_tokens + tokens
+            loss = loss * (tokens / self.recipe.data.max_tokens)
+        self.updates.note(loss)
+        return loss
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Keep what a second look at this batch would need.
+
+        Under FSDP2, share gradients only with the last batch of an update.
+        """
+        self.updates.begin(batch, batch_idx)
+        sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
+
+    def _loss_again(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """A batch's loss once more, layer by layer; for a run that can't go on."""
+        self._compiled = None  # no hook sees compiled layers
+        with self.trainer.precision_plugin.train_step_context():
+            return cast(Tensor, self.training_step(batch, batch_idx))
 
     def _hidden(self, *inputs: Tensor) -> Tensor:
         """The model's last vectors, by the compiled pass if there is one."""
@@ -125,10 +142,6 @@ class TrainingTask(pl.LightningModule):
         """Cut the weights over the processes where the strategy asks for it (FSDP2)."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Under FSDP2, share gradients only with the last batch of an update."""
-        sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
 
     def on_validation_start(self) -> None:
         """Under FSDP2, gather the weights: ranks have different numbers of batches."""
@@ -151,16 +164,28 @@ class TrainingTask(pl.LightningModule):
         """Finish the gradient of an update: weight it by tokens, then clip its norm.
 
         Lightning's own clipping refuses fused optimizers.
+
+        Raises:
+            BrokenUpdate: the loss or the gradient is no number; the weights are those before it.
         """
+        bad = self.updates.bad_losses(self.device)
         if self._batches_an_update > 1:
             # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
-            tokens = self.trainer.strategy.reduce(self._update_tokens, reduce_op="sum")
+            mine = torch.stack([cast(Tensor, self._update_tokens), bad])
+            tokens, bad = self.trainer.strategy.reduce(mine, reduce_op="sum")
             self.update_scale = self._batches_an_update * self.recipe.data.max_tokens / tokens
             scale_gradients(self.parameters(), self.update_scale)
             self._update_tokens = 0.0
         limit = self.recipe.optim.clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
         self.gradient_norm = whole_tensor(norm)
+        step = self.trainer.global_step + 1
+        self.updates.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)
+
+    @property
+    def _loss_scale(self) -> Tensor | float:
+        """What makes the sum of an update's losses its loss; Lightning has yet to divide them."""
+        return self.update_scale / self.trainer.accumulate_grad_batches
 
     def _log_validation(self) -> None:
         """For callbacks that watch a number; the run's own log writes it unrounded."""
@@ -168,7 +193,13 @@ class TrainingTask(pl.LightningModule):
             self.log(name, value, logger=False, rank_zero_only=False)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only."""
+        """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only.
+
+        Raises:
+            BrokenUpdate: the weights are no numbers, and so aren't saved.
+        """
+        self.updates.settle()
+        self.updates.check_weights(self.trainer.global_step)
         checkpoint["normtrain"] = checkpoint_section(
             self.recipe, self.tokenizer, self.model, self.about
         )

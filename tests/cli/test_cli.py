@@ -87,7 +87,7 @@ def test_fit_passes_the_recipe_on_and_prints_the_folder(call: Call, run: FakeRun
     words = (
         "fit --recipe envi --norm prmsnorm:p=0.5 --norm-at enc*=none --norm-at dec*=layernorm "
         "--set model.d_model=64 --set optim.lr=1e-4 --seed 3 --precision 32 --out here "
-        "--devices 2 --nodes 3 --strategy ddp --compile"
+        "--devices 2 --nodes 3 --strategy ddp --timeout 90 --compile"
     )
     result = call(*words.split())
     assert (result.exit_code, result.stdout, result.stderr) == (0, "runs/made\n", "")
@@ -99,6 +99,7 @@ def test_fit_passes_the_recipe_on_and_prints_the_folder(call: Call, run: FakeRun
         "nodes": 3,
         "strategy": "ddp",
         "compile": True,
+        "timeout": 90,
     }
     model, train = recipe.model, recipe.train
     assert (model.norm, model.d_model, recipe.optim.lr) == ("prmsnorm:p=0.5", 64, 1e-4)

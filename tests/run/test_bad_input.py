@@ -159,7 +159,13 @@ def test_a_truncated_checkpoint_is_told_and_kept(kept: float, copy: Path, comman
     part = whole[:-1] if kept < 0 else whole[: int(kept * len(whole))]
     last.unlink()
     last.write_bytes(part)
-    for words in (("evaluate", last), ("fit", "--resume", copy)):
+    whole_one = str(copy / "checkpoints" / "best.ckpt")
+    assert_misuse(command("evaluate", last), "last.ckpt", CUT, f"{whole_one} is whole")
+    assert last.read_bytes() == part
+    for file in (copy / "checkpoints").glob("*.ckpt"):
+        if file != last:
+            file.unlink()
+    for words in (("evaluate", last), ("fit", "--resume", copy)):  # no other is left
         assert_misuse(command(*words), "last.ckpt", CUT)
     assert last.read_bytes() == part
 
