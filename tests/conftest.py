@@ -9,12 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads of torch, here and in the processes that tests start, would
     # wait for each other. Before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("normtrain", deadline=None)
+hypothesis.settings.load_profile("normtrain")
 
 
 @pytest.fixture

@@ -26,7 +26,13 @@ def run(name: str, out: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> N
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("name", "norm"), [(n, norm) for n, norms in EXAMPLES.items() for norm in norms]
+    ("name", "norm"),
+    [
+        # Each example once; with its other norms where there is time.
+        pytest.param(name, norm, marks=[pytest.mark.slow] if later else [])
+        for name, norms in EXAMPLES.items()
+        for later, norm in enumerate(norms)
+    ],
 )
 def test_example(
     name: str,

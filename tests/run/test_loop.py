@@ -203,7 +203,7 @@ def numbers(run: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_ranks_share_the_work_and_resume(
     torchrun: bool, corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -233,6 +233,7 @@ def test_two_ranks_share_the_work_and_resume(
         resume(again, devices=3)
 
 
+@pytest.mark.slow
 def test_two_ranks_make_one_update_of_both_their_batches(
     corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_TEXT, tiny_settings
 from forked import on_ranks
-from test_loop import numbers, on_two_ranks
+from test_loop import numbers
 
 from normtrain.files import read_plain
 from normtrain.run import average, evaluate, export, fit, read_checkpoint, resume
@@ -250,7 +250,7 @@ def test_two_ranks_fine_tune_a_language_model_and_resume(
     run, again = tmp_path / "run", tmp_path / "again"
     changes = {"train_max_steps": 10, "model_dropout": 0.2}
     words = [*fit_words("lm", text_folder, run, "ddp", **changes), "--init-from", str(begun)]
-    on_two_ranks(run, *words[1:], "--norm", "rmsnorm", "--devices", "2")
+    all_well([job(2, run, [*words, "--norm", "rmsnorm"])], tmp_path)
     rows = numbers(run)
     assert [row["step"] for row in rows if row["epoch"]] == [str(i) for i in range(1, 11)]
     assert rows[0]["tokens"] == "128"  # 64 of each rank
@@ -260,7 +260,7 @@ def test_two_ranks_fine_tune_a_language_model_and_resume(
     whole = evaluate(run / "checkpoints" / "last.ckpt", split="valid")
     assert float(rows[-1]["val_loss"]) == pytest.approx(whole["loss"], rel=1e-6)
     shutil.rmtree(begun)
-    on_two_ranks(stopped_at(run, 4, again), "--resume", str(again))
+    all_well([job(2, stopped_at(run, 4, again), ["fit", "--resume", str(again)])], tmp_path)
     assert numbers(again) == rows
     theirs = weights_of(again)
     assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())

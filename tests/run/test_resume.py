@@ -137,9 +137,9 @@ def undisturbed(
     ("asked", "step", "code"),
     [
         (signal.SIGKILL, 33, -9),
-        (signal.SIGKILL, 101, -9),
+        pytest.param(signal.SIGKILL, 101, -9, marks=pytest.mark.slow),
         (signal.SIGINT, 50, 130),
-        (signal.SIGTERM, 75, 130),
+        pytest.param(signal.SIGTERM, 75, 130, marks=pytest.mark.slow),  # and tests/run/test_faults
     ],
 )
 def test_a_killed_process_goes_on_bit_for_bit(
