@@ -267,6 +267,7 @@ def test_the_contract_of_a_run_folder(learned: Runs, run: Path) -> None:
     names = {path.name for path in run.iterdir() if not path.name.startswith((".", "events."))}
     assert names == {
         "recipe.yaml",
+        "machine.json",
         "metrics.csv",
         "checkpoints",
         "tokenizer.json",
