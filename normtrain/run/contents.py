@@ -42,7 +42,8 @@ class Contents:
         """See that it is whole: what evaluating, exporting and averaging need.
 
         Raises:
-            DamagedFile: a part is missing, or of another kind.
+            DamagedFile: a part is missing.
+            UserError: one is of another kind.
         """
         ours = self.raw["normtrain"]
         lacking = [key for key in ("state_dict", "global_step") if key not in self.raw]
@@ -199,13 +200,13 @@ class Contents:
         if not good[kind]():
             raise self.wrong(where, kind, value)
 
-    def wrong(self, where: str, wanted: str, found: Any) -> DamagedFile:
-        """The refusal of one part."""
+    def wrong(self, where: str, wanted: str, found: Any) -> UserError:
+        """The refusal of one part; no accident on a disk puts another value in its place."""
         shown = f"a {found.layout} tensor" if isinstance(found, Tensor) else kind_of(found)
         if isinstance(found, Tensor) and found.layout is torch.strided:
             shown = f"a tensor of {tuple(found.shape)}, {found.dtype} on {found.device}"
         place = where.encode("ascii", "backslashreplace").decode().replace("\n", " ")[:120]
-        return DamagedFile(
+        return UserError(
             f"{self.path} is damaged or was edited: {place} should be {wanted}, not {shown}; use "
             "an earlier checkpoint of the run"
         )
