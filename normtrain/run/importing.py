@@ -16,9 +16,10 @@ from normtrain.errors import UserError
 from normtrain.files import write_atomically, write_text
 from normtrain.interchange import Pretrained, load_into, read_folder
 from normtrain.recipe import LanguageRecipe, Recipe
-from normtrain.run.checkpoint import PREFIX, check_output, find_checkpoint, read_checkpoint
+from normtrain.run.checkpoint import PREFIX, check_output, read_checkpoint
 from normtrain.run.folder import RunFolder
 from normtrain.run.kinds import kind_of, whole_source
+from normtrain.sharded import is_sharded
 from normtrain.tasks.base import checkpoint_section
 
 LONGEST_WINDOW = 1024
@@ -37,7 +38,7 @@ def read_pretrained(target: Path) -> Pretrained:
         RunError: a file can't be read.
     """
     target = Path(target)
-    if target.is_dir() and not (target / "checkpoints").is_dir():
+    if target.is_dir() and not is_sharded(target) and not (target / "checkpoints").is_dir():
         return read_folder(target)
     checkpoint = read_checkpoint(target)
     if checkpoint.recipe.task != "language":
@@ -45,8 +46,6 @@ def read_pretrained(target: Path) -> Pretrained:
             f"{checkpoint.path} is trained for the task {checkpoint.recipe.task}; a language model "
             "starts from another language model"
         )
-    with find_checkpoint(target).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     weights = checkpoint.weights
     halves = {w.dtype for w in weights.values() if w.is_floating_point()} - {torch.float32}
     return Pretrained(
@@ -55,9 +54,17 @@ def read_pretrained(target: Path) -> Pretrained:
         model=checkpoint.recipe.plain()["model"],
         weights={n: w.float() if w.dtype in halves else w for n, w in weights.items()},
         tokenizer=checkpoint.tokenizer,
-        sha256=digest,
+        sha256=_digest(checkpoint.path),
         notes=("weights are float32 from here on",) if halves else (),
     )
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a checkpoint; of a sharded one's files, by name, in one."""
+    digest = hashlib.sha256()
+    for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+        digest.update(part.read_bytes())
+    return digest.hexdigest()
 
 
 def note_start(folder: RunFolder, pretrained: Pretrained) -> None:

@@ -179,7 +179,7 @@ def test_dry_run_prints_a_recipe_file(call: Call, run: FakeRun, tmp_path: Path) 
         ("fit --recipe envi --set d_model=3", "did you mean model.d_model?"),
         ("fit --recipe envi --set model.d_model=x", "model.d_model is 'x'"),
         ("fit --recipe envi --precision 16", "'16' is not one of"),
-        ("fit --recipe envi --strategy fsdp2", "'fsdp2' is not one of"),
+        ("fit --recipe envi --strategy fsdp", "'fsdp' is not one of"),
         ("fit --recipe envi --devices 0", "0 is not in the range"),
         ("fit --recipe envi extra", "extra"),
         ("fit --resume nowhere", "no such run folder"),
