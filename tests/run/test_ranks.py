@@ -158,6 +158,9 @@ def stopped_at(run: Path, step: int, again: Path) -> Path:
     shutil.copytree(run, again, symlinks=True)
     (again / "status.json").unlink()
     last, name = again / "checkpoints" / "last.ckpt", f"step-{step:08d}.ckpt"
+    for later in last.parent.glob("step-*.ckpt"):
+        if later.name > name:
+            shutil.rmtree(later) if later.is_dir() else later.unlink()
     last.unlink()
     if is_sharded(last.with_name(name)):
         os.symlink(name, last)
@@ -195,7 +198,10 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
     jobs, expected = [], {}
     for (_, kind), run in runs.items():
         for ranks in (2,) if kind == "wet" else (1, 4):
-            again = stopped_at(run, 4, tmp_path / f"{run.name}-on-{ranks}")
+            again = stopped_at(run, 5, tmp_path / f"{run.name}-on-{ranks}")
+            if run.name == "fsdp2-wet":
+                for shard in (again / "checkpoints" / "step-00000005.ckpt").glob("*.distcp"):
+                    os.truncate(shard, shard.stat().st_size // 2)
             jobs.append(job(ranks, again, ["fit", "--resume", str(again)]))
             expected[again] = (run, ranks)
     all_well(jobs, tmp_path)
@@ -205,6 +211,9 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
             assert numbers(again) == numbers(run)
             theirs = weights_of(again)
             assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())
+            damaged = "going on from step-00000004.ckpt" in Path(f"{again}.log.0").read_text()
+            assert damaged == is_sharded(again / "checkpoints" / "last.ckpt")
+            assert (again / "checkpoints" / "step-00000005.ckpt.damaged").exists() == damaged
         else:
             assert losses(again) == pytest.approx(losses(run), rel=1e-6)
             said = Path(f"{again}.log.0").read_text()
