@@ -162,7 +162,8 @@ def test_running_statistics_change_once(norm: nn.Module) -> None:
     assert all(buffers[name] is tensor for name, tensor in again.named_buffers())
 
 
-@pytest.mark.parametrize("kind", [pytest.param("both", marks=pytest.mark.slow), "causal"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["both", "causal"])
 def test_compiled_layers_are_recomputed_too(kind: str) -> None:
     """Bit-equal to the same compiled layers run once; what a compiler makes of code is its own."""
     plain = built(kind, norm="rmsnorm", **DROPOUTS)

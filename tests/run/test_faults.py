@@ -234,7 +234,8 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [1, 0])
 def test_a_hung_rank_ends_the_run_after_the_timeout(
     lost: int, corpus_folder: Path, tmp_path: Path
 ) -> None:
@@ -259,7 +260,8 @@ def test_a_hung_rank_ends_the_run_after_the_timeout(
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
 def test_sigterm_to_all_saves_and_goes_on(
     torchrun: bool, whole: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
@@ -312,6 +314,7 @@ def test_a_full_disk_under_one_rank_ends_the_other(corpus_folder: Path, tmp_path
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_random_kills(tmp_path: Path) -> None:
     made = faults.campaign(tmp_path, 2, {1}, seed=1, steps=120)

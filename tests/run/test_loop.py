@@ -203,7 +203,8 @@ def numbers(run: Path) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
 
 
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/run/test_ranks.py has the quick ones
+@pytest.mark.parametrize("torchrun", [False, True])
 def test_two_ranks_share_the_work_and_resume(
     torchrun: bool, corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:

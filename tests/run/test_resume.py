@@ -138,7 +138,7 @@ def undisturbed(
     [
         (signal.SIGKILL, 33, -9),
         pytest.param(signal.SIGKILL, 101, -9, marks=pytest.mark.slow),
-        (signal.SIGINT, 50, 130),
+        pytest.param(signal.SIGINT, 50, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 75, 130, marks=pytest.mark.slow),  # and tests/run/test_faults
     ],
 )
