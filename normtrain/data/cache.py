@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 
@@ -98,17 +99,35 @@ def _alone(lock: Path) -> Iterator[None]:
     The system's locks hold on network file systems too, where these have any; elsewhere the lock
     is a file that says who holds it.
     """
-    logging.getLogger("filelock").setLevel(logging.WARNING)
-    held: filelock.BaseFileLock = filelock.FileLock(lock)
     try:
-        held.acquire()
-    except NotImplementedError:
-        held = filelock.SoftFileLock(lock)
-        held.acquire()
+        held = _locked(lock)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        lock.unlink(missing_ok=True)
+        with filelock.SoftFileLock(lock.with_suffix(".held")):
+            yield
+        return
     try:
         yield
     finally:
-        held.release()
+        lock.unlink(missing_ok=True)
+        held.close()
+
+
+def _locked(lock: Path) -> IO[str]:
+    """Lock a file that is still there by then: who held it before has removed it."""
+    while True:
+        held = open(lock, "a", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(held.fileno()), os.stat(lock)):
+                    return held
+        except BaseException:
+            held.close()
+            raise
+        held.close()
 
 
 def _build(entry: Path, build: Callable[[Path], None]) -> None:

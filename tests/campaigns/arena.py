@@ -201,10 +201,8 @@ def _left(code: int, before: dict[str, str], after: dict[str, str], cache: Path)
         yield f"a refusal that left {changed[:5]} and took {gone[:5]}"
     if parts := [key for key in changed if _LEFT_OVER.search(key)]:
         yield f"left-overs: {parts}"
-    # An entry's lock stays beside it: whoever removed it could remove it from under another.
-    left = [path for path in cache.glob(".*") if path.suffix != ".lock"]
-    if parts := [path.name for path in left]:
-        for path in left:
+    if parts := [path.name for path in cache.glob(".*")]:
+        for path in cache.glob(".*"):
             shutil.rmtree(path, ignore_errors=True)
         yield f"left-overs in the cache: {parts}"
     for key in changed:

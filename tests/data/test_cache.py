@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import filelock
 import pytest
 
 from normtrain.data.cache import cached_entry
@@ -34,26 +35,27 @@ def test_of_several_processes_one_builds(tmp_path: Path) -> None:
     started = [subprocess.Popen(words) for _ in range(3)]
     assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
     assert witness.read_text() == "built\n"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["entry"]
 
 
 def test_where_the_system_has_no_locks_a_file_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(self: Any, *args: Any, **options: Any) -> Any:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+    def no_locks(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", no_locks)
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     seen = []
 
     def build(folder: Path) -> None:
-        seen.append([path.name for path in folder.parent.glob(".*.lock")])
+        seen.append([path.name for path in folder.parent.glob(".*.held")])
         (folder / "part").write_text("whole")
 
     for _ in range(2):
         entry, _ = cached_entry(tmp_path, "entry", build)
     assert (entry / "part").read_text() == "whole"
-    assert seen == [[".entry.lock"]]
-    assert not list(tmp_path.glob(".*.lock"))
+    assert seen == [[".entry.held"]]
+    assert list(tmp_path.iterdir()) == [entry]
 
 
 def test_a_build_that_fails_leaves_the_lock_free(tmp_path: Path) -> None:
@@ -63,4 +65,4 @@ def test_a_build_that_fails_leaves_the_lock_free(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="no"):
             cached_entry(tmp_path, "entry", fails)
-    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert not list(tmp_path.iterdir())
