@@ -77,6 +77,7 @@ def test_02_nor_does_it_crash_on_what_a_norm_lacks(norm: str) -> None:
     assert max(task.gaps) < 1e-5
 
 
+@pytest.mark.slow
 def test_03_spawned_processes_do_not_leave_the_caller_with_other_norms() -> None:
     done = subprocess.run(
         [sys.executable, spawn_worker.__file__],

@@ -116,6 +116,7 @@ open({out!r} + str(trainer.global_rank), "w").write(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path: Path) -> None:
     script, out = tmp_path / "run.py", tmp_path / "rank"
     script.write_text(DDP.format(tests=str(Path(__file__).parent), out=str(out)))

@@ -186,6 +186,7 @@ fit(load(sys.argv[1]), out=Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_run(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(dump(recipe_of(train_deterministic="true", **DROPOUTS)), encoding="utf-8")

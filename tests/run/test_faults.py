@@ -214,7 +214,8 @@ def goes_on(run: Path, whole: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [1, 0])
 def test_a_killed_rank_ends_the_run_and_it_goes_on(
     lost: int, whole: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
