@@ -30,7 +30,8 @@ CANARY = "canary"
 
 # What says where a run was held, and by whom; it is no output.
 _LOCK = ".lock"
-_LEFT_OVER = re.compile(r"(\.tmp|\.part|\.damaged)$")
+# A run that steps over a damaged checkpoint keeps that under another name, and says so.
+_LEFT_OVER = re.compile(r"(\.tmp|\.part)$")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 Lay = Callable[[Stock, Path], None]
