@@ -151,4 +151,5 @@ def missing(folder: Path, wanted: str) -> UserError:
         return UserError(f"there is no folder {folder}")
     there = sorted({path.name for path in folder.iterdir() if path.is_file()})
     listing = ", ".join(there[:12]) + (", …" if len(there) > 12 else "") if there else "nothing"
-    return UserError(f"{folder} has no {wanted} (plain or .gz); it holds {listing}")
+    message = f"{folder} has no {wanted} (plain or .gz); it holds {listing}"
+    return UserError(message.replace("\n", "\\n"))  # a name may hold a line's end

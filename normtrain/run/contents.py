@@ -23,6 +23,7 @@ _TEXT, _COUNT, _FLAG, _NUMBER = "text", "a whole number", "true or false", "a nu
 _SIZE, _STRATEGIES = "a whole number of 1 or more", ("auto", "ddp", "fsdp2")
 _KINDS = {str: _TEXT, int: _SIZE, bool: _FLAG, float: _NUMBER}
 _REFERENCE = {"kind": _TEXT, "source": _TEXT, "revision": _TEXT, "sha256": _TEXT}
+_SURROUNDINGS = {"kernels": _TEXT, "threads": _COUNT, "torch": _TEXT, "device": _TEXT}
 _TOTALS = ("tokens", "seconds")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -62,6 +63,9 @@ class Contents:
         for key, kind in _REFERENCE.items():
             if data.get(key) is not None or key == "kind":
                 self._plain(f"data {key}", data.get(key), kind)
+        for key, kind in _SURROUNDINGS.items():
+            if ours.get(key) is not None:
+                self._plain(key, ours[key], kind)
         for name, text in self._mapping("init", ours.get("init") or {}).items():
             self._plain(f"init {name}", text, _TEXT)
 

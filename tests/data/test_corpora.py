@@ -107,6 +107,15 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_corpus(str(tmp_path / "nowhere"))
 
 
+def test_names_with_line_ends_do_not_break_the_line(tmp_path: Path) -> None:
+    folder = tmp_path / "a\nb"
+    folder.mkdir()
+    (folder / "c\nd.txt").touch()
+    with pytest.raises(UserError, match=r"a\\nb has no .*c\\nd") as caught:
+        load_corpus(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_file_is_not_a_folder(folder: Path) -> None:
     with pytest.raises(UserError, match="is a file; give the folder"):
         load_corpus(str(folder / "train.en"))
