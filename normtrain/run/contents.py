@@ -61,6 +61,8 @@ class Contents:
             self._plain(f"norms {name}", norm, _TEXT)
         data = self._mapping("data", ours["data"])
         for key, kind in _REFERENCE.items():
+            if key not in data and key != "kind":
+                raise UserError(f"{self.path} is damaged or was edited: data lacks {key}")
             if data.get(key) is not None or key == "kind":
                 self._plain(f"data {key}", data.get(key), kind)
         for key, kind in _SURROUNDINGS.items():
@@ -95,6 +97,7 @@ class Contents:
             self._plain(f"machine {key}", value, _KINDS[type(machine[key])])
             if key == "strategy" and value not in _STRATEGIES:
                 raise self.wrong("machine strategy", " or ".join(_STRATEGIES), value)
+        self._plain("data sha256", self.raw["normtrain"]["data"]["sha256"], _TEXT)
         self._shapes(self.raw["state_dict"], {f"model.{k}": v for k, v in _state(model).items()})
         if not sharded:
             self._optimizer(model)

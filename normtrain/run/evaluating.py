@@ -155,7 +155,7 @@ def _translated(
         lines,
         pairs.target,
         tokenized=looks_tokenized(pairs.target),
-        tokenized_output=bool(checkpoint.data["tokenized"]),
+        tokenized_output=bool(checkpoint.data.get("tokenized")),
     )
     found = {
         **scores.to_dict(),

@@ -73,6 +73,7 @@ def weight(raw: Raw) -> str:
         (lambda raw: raw["normtrain"].update(norms=[]), "norms should be a mapping"),
         (lambda raw: raw["normtrain"]["norms"].update(x=1), "norms x should be text"),
         (lambda raw: raw["normtrain"].update(threads=torch.zeros(2)), "threads should be a whole"),
+        (lambda raw: raw["normtrain"]["data"].pop("sha256"), "data lacks sha256"),
         (lambda raw: raw["normtrain"].update(data={}), "data kind should be text"),
     ],
 )
