@@ -14,3 +14,14 @@ def is_first_process() -> bool:
         if name in os.environ:
             return os.environ[name] == "0"
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def is_first_here() -> bool:
+    """Whether this process is the first on its machine, and so says what a user's mistake is.
+
+    What is wrong with a command or its files, every process on the machine finds alike.
+    """
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return True

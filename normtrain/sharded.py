@@ -107,15 +107,6 @@ def _damaged(folder: Path, error: Exception) -> DamagedFile:
     )
 
 
-def read_rest(folder: Path) -> dict[str, Any]:
-    """Everything in a sharded checkpoint but the model's and the optimizer's tensors.
-
-    Raises:
-        UserError: it is damaged, or holds more than plain data.
-    """
-    return read_plain(folder / REST)
-
-
 def read_sharded(folder: Path) -> dict[str, Any]:
     """A sharded checkpoint put together: as a checkpoint in one file, without the optimizer.
 
@@ -141,4 +132,4 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             f"can't read the checkpoint {folder}: its tensors are damaged; use an earlier one of "
             f"the run"
         ) from error
-    return {**read_rest(folder), _MODEL: weights}
+    return {**read_plain(folder / REST), _MODEL: weights}

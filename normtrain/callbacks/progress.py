@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from normtrain.callbacks.metrics import Recorder
+from normtrain.ranks import is_first_process
 
 
 def clock(seconds: float) -> str:
@@ -21,7 +22,7 @@ def clock(seconds: float) -> str:
 
 
 class Say:
-    """Prints messages to stderr, above the bar where there is one.
+    """Prints messages to stderr, above the bar where there is one; of several processes one does.
 
     Args:
         stream: where to; the bar appears only if it is a terminal.
@@ -32,7 +33,8 @@ class Say:
 
     def __call__(self, message: str) -> None:
         """Print one message, taken literally."""
-        self.console.print(message, markup=False, highlight=False)
+        if is_first_process():
+            self.console.print(message, markup=False, highlight=False)
 
 
 class ShowProgress(pl.Callback):

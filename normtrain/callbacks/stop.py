@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 
 from normtrain.callbacks.checkpoints import RunCheckpoints
-from normtrain.ranks import is_first_process
 
 
 class StopAsked(Exception):
@@ -71,8 +70,7 @@ class GracefulStop(pl.Callback):
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked = signum
-            if is_first_process():
-                self.say("stopping: saving after this step (Ctrl-C again to stop without saving)")
+            self.say("stopping: saving after this step (Ctrl-C again to stop without saving)")
         elif signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
 

@@ -24,6 +24,7 @@ from normtrain.cli.score import evaluate, generate, translate
 from normtrain.cli.swap_check import swap_check
 from normtrain.cli.weights import average, convert, export, import_
 from normtrain.errors import RunError, UserError
+from normtrain.ranks import is_first_here
 
 _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -77,6 +78,8 @@ def _explain(error: Exception) -> int:
     if isinstance(error, NoArgsIsHelpError):
         error.show()
         return error.exit_code
+    if isinstance(error, UserError | click.UsageError) and not is_first_here():
+        return MISUSED
     if isinstance(error, click.ClickException):
         # A missing choice's message lists the choices a line each.
         _say(f"error: {' '.join(error.format_message().split())}")

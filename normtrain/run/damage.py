@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 from normtrain.callbacks.checkpoints import link
 from normtrain.callbacks.progress import Say
 from normtrain.errors import DamagedFile, RunError
-from normtrain.ranks import is_first_process
 from normtrain.run.checkpoint import Checkpoint, read_file
 from normtrain.run.folder import RunFolder
 from normtrain.run.ranks_lost import all_ranks_have
@@ -89,7 +88,7 @@ def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, Beginning]:
                 damaged.append(path)
                 reason = reason or f"{path} is damaged ({_why(error)})"
                 continue
-            if reason and is_first_process():
+            if reason:
                 say(f"{reason}: going on from {path.name}")
             return read, Beginning(path, read.step, damaged, say)
     raise DamagedFile(

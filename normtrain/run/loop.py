@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from normtrain.recipe import Recipe
 from normtrain.run.determinism import determinism, surroundings
 from normtrain.run.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.run.kinds import kind_of
-from normtrain.run.machine import Machine, keep_freed_memory, resolve_precision
+from normtrain.run.machine import Machine, keep_freed_memory, quiet_lightning, resolve_precision
 from normtrain.run.ranks_lost import Ranks
 from normtrain.run.strategies import strategy_of
 from normtrain.tasks.base import TrainingTask
@@ -265,8 +264,6 @@ class TrainingRun:
         ]
 
     def _announce(self, task: TrainingTask, begun: str) -> None:
-        if not is_first_process():
-            return
         for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:
             self.say(line)
         precision = self.recipe.train.precision
@@ -304,13 +301,13 @@ def _memory_advice(task: TrainingTask, recipe: Recipe) -> str:
 
 def _quiet() -> None:
     """Silence Lightning's remarks on what is meant here as it is."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_lightning()
     for message in (
         ".*does not have many workers.*",
         ".*litmodels.*",
         ".*isinstance.treespec.*",
         ".*Checkpoint directory.*exists and is not empty.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # refused with sharded layers
         ".*FSDP2-wrapped module.*returned a view tensor.*",  # nothing here changes one in place
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -62,6 +63,12 @@ def check_devices(devices: int, nodes: int) -> None:
             f"{nodes} machines were asked for; start the command on each of them by "
             f"torchrun or SLURM, which tell it which one it is"
         )
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's remarks on what it starts; import it first, which sets the level."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> bool:

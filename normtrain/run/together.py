@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from normtrain.run.machine import check_devices
+from normtrain.run.machine import check_devices, quiet_lightning
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def together(devices: int | None = None, nodes: int | None = None) -> Iterator[P
         return
     from lightning_fabric import Fabric
 
-    logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
+    quiet_lightning()
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     try:

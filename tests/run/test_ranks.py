@@ -217,6 +217,9 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
         else:
             assert losses(again) == pytest.approx(losses(run), rel=1e-6)
             said = Path(f"{again}.log.0").read_text()
+            assert all(
+                "going on" not in (Path(f"{again}.log.{i}").read_text()) for i in range(1, ranks)
+            )
             assert f"{ranks} processes go on, before it were 2" in said
     # And from one process to two: the second half of every update is the other rank's.
     one = fit(tiny_language(**dry | {"optim_accumulate": 4}), out=tmp_path / "one")
@@ -290,6 +293,15 @@ def test_evaluation_on_two_ranks_finds_what_one_finds(
         else:
             assert theirs.pop("loss") == pytest.approx(ours.pop("loss"), rel=1e-12)
             assert theirs["tokens"] == ours["tokens"]
+
+
+def test_a_mistake_is_said_once(shared: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(shared / "lm-ddp-rmsnorm"), "--split", "tset"]
+    assert on_ranks([job(2, tmp_path / "tset", words)], tmp_path) == [[2, 2]]
+    said = (tmp_path / "tset.log.0").read_text()
+    assert len(said.splitlines()) == 1, said
+    assert "tset" in said
+    assert (tmp_path / "tset.log.1").read_text() == ""
 
 
 def test_two_ranks_fine_tune_a_language_model_and_resume(
