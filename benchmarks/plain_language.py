@@ -1,28 +1,26 @@
-"""Language-model loops to compare with; they import nothing of this project.
+"""Language-model loops to compare with; they import nothing of this project's package.
 
 `PlainGPT` is the plain PyTorch loop that people write after nanoGPT: learned positions, pre-norm
 LayerNorm without biases, GELU, one matrix for embedding and output, fused attention, AdamW,
 clipping. `litgpt_model` is litgpt's own model of the same sizes, trained by the same loop with
 litgpt's loss.
 
-    python benchmarks/plain_language.py ARM BATCHES.npy RESULT.json   # as language.py starts it
+    python benchmarks/plain_language.py ARM BATCHES.npy SIZES THREADS   # as language.py starts it
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
-import resource
 import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from turns import Turn
 
 
 class PlainBlock(nn.Module):
@@ -105,27 +103,23 @@ def keep_freed_memory() -> None:
 
 
 def train(
-    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], batches: Any, warmup: int
-) -> dict[str, Any]:
-    """Tokens and seconds of the steps after the warm-up."""
+    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], batches: Any, turn: Turn
+) -> None:
+    """A plain loop; the turn measures it, and ends the process."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
-    tokens, start, loss = 0, 0.0, torch.zeros(())
-    for step, window in enumerate(batches):
-        if step == warmup:
-            tokens, start = 0, time.perf_counter()
+    for window in batches:
+        turn.begin_step(window[:, 1:].size, lambda: sum(p.numel() for p in model.parameters()))
         ids = torch.from_numpy(window.astype(np.int64))
         loss = loss_of(model(ids[:, :-1]), ids[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        tokens += ids.shape[0] * (ids.shape[1] - 1)
-    return {"tokens": tokens, "seconds": time.perf_counter() - start, "loss": float(loss)}
 
 
 def main() -> None:
     """Run one arm."""
-    arm, batches, sizes, threads, result = sys.argv[1:]
+    arm, batches, sizes, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     keep_freed_memory()
     torch.manual_seed(1)
@@ -134,10 +128,7 @@ def main() -> None:
         model, loss_of = plain_model(known)
     else:
         model, loss_of = litgpt_model(known, arm)
-    found = train(model, loss_of, np.load(batches), known["warmup"])
-    found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    found["parameters"] = sum(p.numel() for p in model.parameters())
-    Path(result).write_text(json.dumps(found), encoding="utf-8")
+    train(model, loss_of, np.load(batches), Turn(known["warmup"], known["steps"]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,85 @@
+"""Several training processes at once, of which one works at a time, a few steps each.
+
+A machine that others share is now faster, now slower. Whole runs one after the other meet different
+weather; turns of seconds meet the same. A process in training calls `Turn.begin_step` at the
+beginning of every step; `Arm` starts such a process and gives it its turns. This file imports
+nothing but the standard library, for it runs under the interpreters of both sides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+class Turn:
+    """The training side: waits at the beginning of a step until it may go on.
+
+    Args:
+        warmup: steps before the first turn.
+        steps: steps of a turn.
+    """
+
+    def __init__(self, warmup: int, steps: int) -> None:
+        self.warmup, self.steps = warmup, steps
+        self.step = self.tokens = 0
+        self.start = 0.0
+        self.told = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what the training prints must not mix with what is told
+
+    def begin_step(self, tokens: int, parameters: Callable[[], int]) -> None:
+        """Call it before each step, with the target tokens that the step trains on."""
+        done = self.step - self.warmup
+        if done >= 0 and done % self.steps == 0:
+            seconds = time.perf_counter() - self.start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+            found = {"tokens": self.tokens, "seconds": seconds, "peak_mib": peak}
+            print(json.dumps(found | {"parameters": parameters()}), file=self.told, flush=True)
+            if sys.stdin.readline() != "go\n":
+                os._exit(0)  # measured; what follows the training is not
+            self.tokens, self.start = 0, time.perf_counter()
+        self.step += 1
+        self.tokens += tokens
+
+
+class Arm:
+    """The measuring side: one process, warmed up when this returns."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self.command = command
+        self.process = subprocess.Popen(
+            command, env=env, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+        )  # fmt: skip
+        self._listen()
+
+    def turn(self) -> dict[str, Any]:
+        """Let it train a turn: tokens, seconds, tokens a second, peak memory, parameters."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        found = self._listen()
+        return found | {"rate": found["tokens"] / found["seconds"]}
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.errors.close()
+
+    def _listen(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.process.wait()
+            self.errors.seek(0)
+            sys.exit(f"{' '.join(self.command[1:4])} failed:\n{self.errors.read()[-3000:]}")
+        return dict(json.loads(line))
