@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -147,6 +148,14 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> None:
             )
 
 
+def has_litgpt(python: str) -> bool:
+    """Whether it is an interpreter with litgpt; known before anything is trained."""
+    try:
+        return subprocess.run([python, "-c", "import litgpt"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name, value in {
@@ -167,6 +176,8 @@ def main() -> None:
     if args.ours:
         ours(args, json.loads(args.ours[0]), Path(args.ours[1]))
         return
+    if args.litgpt and not has_litgpt(args.litgpt):
+        sys.exit(f"--litgpt {args.litgpt}: no Python that can import litgpt")
     found = measure(args)
     summarise(found)
     if args.json:
