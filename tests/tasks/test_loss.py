@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from normtrain.tasks.loss import summed_loss, training_loss
 
@@ -41,3 +42,58 @@ def test_summed_loss_has_no_smoothing_and_no_padding() -> None:
     padded = torch.cat([logits, torch.randn(2, 3, 7)], 1)
     wider = torch.cat([target, torch.zeros(2, 3, dtype=torch.int64)], 1)
     assert float(summed_loss(padded, wider, ignore_index=0)) == pytest.approx(expected, rel=1e-6)
+
+
+def both_gradients(
+    smoothing: float, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Loss and gradients of hidden, weight and bias: ours, and those of a float64 formula."""
+    parts = [torch.randn(3, 9, 16), 0.3 * torch.randn(23, 16), torch.randn(23)]
+    target = torch.randint(1, 23, (3, 9))
+    target[0, 4:] = 0
+    found = [part.to(dtype).requires_grad_() for part in parts]
+    loss = 3 * training_loss(found[0], found[1], target, smoothing, found[2], ignore_index=0)
+    grads = torch.autograd.grad(loss, found)
+    exact = [part.detach().double().requires_grad_() for part in found]
+    logits = exact[0] @ exact[1].T + exact[2]
+    log_probs = logits - logits.logsumexp(-1, keepdim=True)
+    real = target != 0
+    truth = F.one_hot(target, 23).double() * (1 - smoothing) + smoothing / 23
+    true_loss = -3 * (log_probs * truth).sum(-1)[real].mean()
+    return [loss, *grads], [true_loss, *torch.autograd.grad(true_loss, exact)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 4e-3)],
+)
+def test_gradients_are_those_of_the_formula(
+    smoothing: float, dtype: torch.dtype, tolerance: float
+) -> None:
+    for found, exact in zip(*both_gradients(smoothing, dtype), strict=True):
+        error = (found.double() - exact).norm() / exact.norm()
+        assert error < tolerance
+
+
+def test_logits_of_half_precision_are_summed_in_float32() -> None:
+    hidden, weight = torch.randn(2, 8, 16).bfloat16(), torch.randn(300, 16).bfloat16()
+    target = torch.randint(0, 300, (2, 8))
+    loss = training_loss(hidden, weight, target, 0.0)
+    logits = F.linear(hidden, weight).double().flatten(0, 1)
+    assert loss.dtype == torch.float32
+    assert float(loss) == pytest.approx(float(F.cross_entropy(logits, target.flatten())), rel=1e-6)
+
+
+def test_a_second_backward_of_one_graph_is_an_error_not_another_gradient() -> None:
+    hidden = torch.randn(1, 4, 3, requires_grad=True)
+    loss = training_loss(hidden, torch.randn(5, 3), torch.randint(0, 5, (1, 4)), 0.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_no_real_token_gives_no_number() -> None:
+    loss = training_loss(torch.randn(1, 2, 3), torch.randn(5, 3), torch.zeros(1, 2).long(), 0.0,
+                         ignore_index=0)  # fmt: skip
+    assert bool(loss.isnan())
