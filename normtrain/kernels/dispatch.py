@@ -49,7 +49,7 @@ _watched = torch._C._len_torch_dispatch_stack
 _ORDINARY = (Tensor, nn.Parameter)
 
 
-def _interpreted(x: Tensor) -> bool:
+def interpreted(x: Tensor) -> bool:
     """Whether someone else interprets the calls: then the formulas are what he can work on."""
     # An opaque function would keep the compiler from fusing; it does better with the formula.
     return (
@@ -70,7 +70,7 @@ def _faked() -> bool:
 
 def _transformed(x: Tensor) -> bool:
     """Whether nothing may look at values."""
-    return _interpreted(x) or (_watched() > 0 and _faked())
+    return interpreted(x) or (_watched() > 0 and _faked())
 
 
 def _fits(p: Tensor, x: Tensor, backend: ModuleType) -> bool:
@@ -103,7 +103,7 @@ def fused_backend(
     """
     choice, on_cpu = current(), x.is_cpu
     found = choice.cpu if on_cpu else choice.gpu
-    if found is None or _interpreted(x) or eps < _LEAST[op] or not found.serves(x):
+    if found is None or interpreted(x) or eps < _LEAST[op] or not found.serves(x):
         return None
     # PyTorch's own kernel keeps the bits of torch.nn.LayerNorm
     if weight is not None and op == "layer_norm" and choice.wanted == "auto":

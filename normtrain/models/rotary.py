@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
+from normtrain.kernels.dispatch import interpreted
 
 
 def rotary_table(length: int, head_dim: int, base: float) -> Tensor:
@@ -41,10 +43,32 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     Returns:
         The same shape and dtype as ``x``.
     """
+    if x.requires_grad and torch.is_grad_enabled() and not interpreted(x):
+        turned: Tensor = _Turn.apply(x, rotation, 1)
+        return turned
     cos, sin = rotation.unbind(0)
     first, second = x.chunk(2, -1)  # half precision times float32 is float32
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+class _Turn(torch.autograd.Function):
+    """A turn whose gradient is turned back; autograd's own takes half as long again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rotation: Tensor, sign: int) -> Tensor:
+        ctx.save_for_backward(rotation)
+        ctx.sign = sign
+        cos, sin = rotation.unbind(0)
+        first, second = x.chunk(2, -1)
+        out = torch.empty(x.shape, dtype=cos.dtype, device=x.device)
+        out_first, out_second = out.chunk(2, -1)
+        torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-sign)
+        torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=sign)
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Turn.apply(grad, *ctx.saved_tensors, -ctx.sign), None, None
 
 
 class Rotary(nn.Module):

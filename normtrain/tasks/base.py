@@ -15,7 +15,7 @@ from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.recompute import Recompute
 from normtrain.recipe import Recipe
-from normtrain.tasks.optim import build_optimizer
+from normtrain.tasks.optim import build_optimizer, clip_gradients
 from normtrain.tasks.ranks import Tally
 from normtrain.tasks.sharding import (
     hold_whole,
@@ -176,8 +176,7 @@ class TrainingTask(pl.LightningModule):
             self.update_scale = self._batches_an_update * self.recipe.data.max_tokens / tokens
             scale_gradients(self.parameters(), self.update_scale)
             self._update_tokens = 0.0
-        limit = self.recipe.optim.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = clip_gradients(self.parameters(), self.recipe.optim.clip or float("inf"))
         self.gradient_norm = whole_tensor(norm)
         step = self.trainer.global_step + 1
         self.updates.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)

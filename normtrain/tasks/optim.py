@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from normtrain.errors import UserError
 
@@ -39,6 +39,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """`torch.nn.utils.clip_grad_norm_`, without its pass over gradients that are short enough.
+
+    On a GPU only the device knows whether they are, so there they are multiplied by 1.
+
+    Args:
+        parameters: those with gradients to clip together.
+        limit: the largest norm of all gradients together; ``inf`` clips none.
+
+    Returns:
+        The norm before clipping.
+    """
+    some = [p for p in parameters if p.grad is not None]
+    norm: Tensor = torch.nn.utils.get_total_norm([p.grad for p in some if p.grad is not None])
+    # 1e-6 is what torch adds before it divides: at most 1 here, and so a factor of 1 there
+    if limit == math.inf or (type(norm) is Tensor and norm.is_cpu and norm + 1e-6 <= limit):
+        return norm
+    torch.nn.utils.clip_grads_with_norm_(some, limit, norm)
+    return norm
 
 
 def schedule_factor(

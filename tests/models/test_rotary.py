@@ -76,6 +76,45 @@ def test_half_precision_is_turned_in_float32() -> None:
     assert torch.equal(found, rotate(x.float(), far).bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 3, 7, 10), (1, 1, 7, 2), (0, 3, 7, 6)])
+def test_training_turns_as_evaluation_does(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    rotation = Rotary(40, shape[-1]).to(wide)(7, 9)
+    x = torch.randn(shape).to(dtype).transpose(1, 2).contiguous().transpose(1, 2)  # as heads lie
+    found = rotate(x.requires_grad_(), rotation)
+    torch.testing.assert_close(found, rotate(x.detach(), rotation))
+    sent = torch.randn(shape).to(dtype)
+    (gradient,) = torch.autograd.grad(found, x, sent)
+    cos, sin = rotation
+    back = rotate(sent, torch.stack([cos, -sin]))  # the transpose of a turn
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient, back)
+
+
+def test_gradients_are_exact_and_differentiable() -> None:
+    rotation = Rotary(9, 6).double()(4, 3)
+    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: rotate(x, rotation), x)
+    assert torch.autograd.gradgradcheck(lambda x: rotate(x, rotation).pow(3), x)
+
+
+def test_transforms_go_through_a_turn() -> None:
+    rotation = Rotary(9, 6).double()(4)
+    x = torch.randn(3, 4, 6, dtype=torch.float64)
+
+    def cubes(x: Tensor) -> Tensor:
+        return rotate(x, rotation).pow(3).sum()
+
+    (expected,) = torch.autograd.grad(cubes(x.requires_grad_()), x)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(cubes))(x.detach()), expected)
+    _, along = torch.func.jvp(cubes, (x.detach(),), (torch.ones_like(x),))
+    torch.testing.assert_close(along, expected.sum())
+    compiled = torch.compile(cubes, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(compiled(x), x)
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_models_dtype_never_rounds_the_angles() -> None:
     rotary = Rotary(300, 8)
     exact = copy.deepcopy(rotary).double()(300)

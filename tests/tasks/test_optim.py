@@ -12,7 +12,13 @@ from torch import nn
 from normtrain.models import build_model
 from normtrain.norms import norm_names
 from normtrain.recipe_tasks import TranslationModel
-from normtrain.tasks.optim import SCHEDULES, build_optimizer, parameter_groups, schedule_factor
+from normtrain.tasks.optim import (
+    SCHEDULES,
+    build_optimizer,
+    clip_gradients,
+    parameter_groups,
+    schedule_factor,
+)
 
 
 @pytest.mark.parametrize("norm", norm_names())
@@ -97,3 +103,38 @@ def test_the_optimizer_follows_the_schedule_from_its_first_step() -> None:
         built["optimizer"].step()
         built["lr_scheduler"]["scheduler"].step()
     assert rates == pytest.approx([0.05, 0.1, 0.05 + 0.05 * 2 / 3, 0.05 + 0.05 / 3, 0.05])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("limit", [1e-3, 4.999, 5.0, 5.000001, 5.001, 1e4, math.inf])
+def test_clipping_equals_torchs(dtype: torch.dtype, limit: float) -> None:
+    def made() -> list[nn.Parameter]:
+        gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]]), None]
+        made = [
+            nn.Parameter(torch.ones(2)),
+            nn.Parameter(torch.ones(1, 1)),
+            nn.Parameter(torch.ones(3)),
+        ]
+        for parameter, gradient in zip(made, gradients, strict=True):
+            parameter.data = parameter.data.to(dtype)
+            parameter.grad = None if gradient is None else gradient.to(dtype)
+        return made
+
+    ours, theirs = made(), made()
+    norm = clip_gradients(iter(ours), limit)
+    assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(theirs, limit))
+    assert float(norm) == 5.0
+    for own, other in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.equal(own.grad, other.grad)
+    assert ours[2].grad is None
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_clipping_tells_of_a_broken_gradient(broken: float) -> None:
+    parameter = nn.Parameter(torch.ones(2))
+    parameter.grad = torch.tensor([1.0, broken])
+    assert not clip_gradients([parameter], 1.0).isfinite()
+
+
+def test_nothing_to_clip_has_no_length() -> None:
+    assert float(clip_gradients([nn.Parameter(torch.ones(2))], 1.0)) == 0.0
