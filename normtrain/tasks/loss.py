@@ -12,40 +12,60 @@ from torch.autograd.function import once_differentiable
 NONE = -100  # an index that no token has
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Mean smoothed cross-entropy whose backward turns the log-probabilities into the gradient.
+PART = {True: 4 << 20, False: 256 << 20}
+"""Bytes of float32 logits worked on at once: on a CPU its cache, elsewhere what may be copied."""
 
-    A step's largest arrays are (tokens, vocab). `F.cross_entropy` has three of them alive in
-    backward: the log-probabilities, the gradient of `nll_loss` (zeros but for one number a row) and
-    its own result. Here the first becomes the last in place, so a graph can be gone through once
-    only; a second time is autograd's error. Logits of half precision are summed in float32.
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean smoothed cross-entropy that turns its logits into their gradient, in place.
+
+    A step's largest arrays are (tokens, vocab). `F.cross_entropy` has up to four of them: logits,
+    log-probabilities (of float32), the gradient of `nll_loss` (zeros but for one number a row) and
+    its own result. This has one, and takes one exponential of each logit. So the logits must be
+    nobody else's, and a graph can be gone through once; a second time is autograd's error.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, target: Tensor, smoothing: float, ignore_index: int
     ) -> Tensor:
-        half = logits.dtype.itemsize < 4
-        log_probs = F.log_softmax(logits, -1, dtype=torch.float32 if half else None)
+        logits = logits.detach()
+        wide = torch.float32 if logits.dtype.itemsize < 4 else logits.dtype
         counts = target.ne(ignore_index)
         index = target.masked_fill(~counts, 0)[:, None]
-        loss = (smoothing - 1) * log_probs.gather(1, index).squeeze(1)
-        if smoothing:
-            loss = loss - smoothing / log_probs.size(1) * log_probs.sum(-1)
-        weight = counts.to(loss.dtype) / counts.sum()
-        ctx.save_for_backward(log_probs, index, weight)
-        ctx.smoothing, ctx.dtype = smoothing, logits.dtype
-        return loss.masked_fill(~counts, 0.0).sum() / counts.sum()
+        truth = logits.gather(1, index).to(wide)
+        mean = logits.mean(-1, keepdim=True, dtype=wide) if smoothing else truth
+        most, sums = torch.empty_like(truth), torch.empty_like(truth)
+        rows = max(1, PART[logits.is_cpu] // (4 * logits.size(1)))
+        for part, top, total in zip(*(t.split(rows) for t in (logits, most, sums)), strict=True):
+            _exponentials(part, top, total)
+        loss = sums.log() + (1 - smoothing) * (most - truth) + smoothing * (most - mean)
+        weight = counts[:, None].to(wide) / counts.sum()
+        ctx.save_for_backward(logits, index, (truth - most).exp() / sums, weight, sums)
+        ctx.smoothing = smoothing
+        return loss.masked_fill(~counts[:, None], 0.0).sum() / counts.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        log_probs, index, weight = ctx.saved_tensors
-        out = log_probs.exp_()
+        out, index, probability, weight, sums = ctx.saved_tensors
+        weight = weight * grad
+        spread = ctx.smoothing / out.size(1)
         if ctx.smoothing:
-            out.sub_(ctx.smoothing / out.size(1))
-        out.scatter_(1, index, out.gather(1, index) - (1 - ctx.smoothing))
-        return out.mul_((weight * grad)[:, None]).to(ctx.dtype), None, None, None
+            torch.addcmul(-spread * weight, out, weight / sums, out=out)
+        else:
+            out.mul_(weight / sums)
+        true = weight * (probability - spread - (1 - ctx.smoothing))
+        return out.scatter_(1, index, true.to(out.dtype)), None, None, None
+
+
+def _exponentials(logits: Tensor, most: Tensor, sums: Tensor) -> None:
+    """Put ``exp(x - max)`` in the place of some rows; their maxima and sums to where they go."""
+    values = logits.to(sums.dtype)  # itself, unless of half precision
+    torch.amax(values, -1, keepdim=True, out=most)
+    torch.sum(values.sub_(most).exp_(), -1, keepdim=True, out=sums)
+    if values is not logits:
+        logits.copy_(values)
 
 
 def training_loss(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from normtrain.tasks import loss as loss_module
 from normtrain.tasks.loss import summed_loss, training_loss
 
 
@@ -68,12 +69,44 @@ def both_gradients(
     ("dtype", "tolerance"),
     [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 4e-3)],
 )
+@pytest.mark.parametrize("part", [1, 500, 1 << 20])  # one row at a time, five, all
 def test_gradients_are_those_of_the_formula(
-    smoothing: float, dtype: torch.dtype, tolerance: float
+    smoothing: float,
+    dtype: torch.dtype,
+    tolerance: float,
+    part: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(loss_module.PART, True, part)
     for found, exact in zip(*both_gradients(smoothing, dtype), strict=True):
         error = (found.double() - exact).norm() / exact.norm()
         assert error < tolerance
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_large_and_small_logits(smoothing: float, scale: float) -> None:
+    hidden = (scale * torch.randn(1, 6, 4)).requires_grad_()
+    weight, target = torch.randn(9, 4), torch.randint(0, 9, (1, 6))
+    loss = training_loss(hidden, weight, target, smoothing)
+    exact = hidden.detach().double().requires_grad_()
+    logits = F.linear(exact, weight.double()).flatten(0, 1)
+    true = F.cross_entropy(logits, target.flatten(), label_smoothing=smoothing)
+    torch.testing.assert_close(loss.double(), true, rtol=1e-5, atol=1e-6)
+    (found,), (expected,) = torch.autograd.grad(loss, hidden), torch.autograd.grad(true, exact)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_vocabulary_larger_than_float16_counts() -> None:
+    hidden = torch.ones(1, 2, 1, dtype=torch.float16)
+    weight = torch.ones(70_000, 1, dtype=torch.float16, requires_grad=True)
+    loss = training_loss(hidden, weight, torch.tensor([[3, 69_999]]), 0.0)
+    assert float(loss.detach()) == pytest.approx(torch.tensor(70_000.0).log().item(), rel=1e-6)
+    scale = 2.0**15  # as a gradient scaler's, without which float16 has no such gradients
+    (gradient,) = torch.autograd.grad(scale * loss, weight)
+    expected = torch.full((70_000, 1), scale / 70_000).double()
+    expected[[3, 69_999]] -= scale / 2
+    torch.testing.assert_close(gradient.double(), expected, rtol=2e-3, atol=0)
 
 
 def test_logits_of_half_precision_are_summed_in_float32() -> None:
