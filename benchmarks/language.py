@@ -2,12 +2,13 @@
 
     python benchmarks/language.py [--litgpt PYTHON]    # PYTHON: an interpreter that has litgpt
 
-Every arm is a process of its own. All are alive at once and take turns, a few steps each, while
-the others wait: what else happens on the machine then meets all of them alike. All train on the
-same windows of text in the same order. Counted are target tokens a second of a turn, all that lies
-between two steps included, without start-up, validation and saving; float32 on the CPU, freed
-memory kept by every arm alike. Arms are compared in pairs of one architecture: learned positions
-with the plain loop, rotary ones with litgpt, LayerNorm and RMSNorm.
+Every arm is a process of its own. All are alive at once and take turns while the others wait: what
+else happens on the machine then meets all of them alike. Each block begins with new processes, so
+that the place one process has in memory does not decide. All train on the same windows of text in
+the same order. Counted are target tokens a second of a turn, all that lies between two steps
+included, without start-up, validation and saving; float32 on the CPU, freed memory kept by every
+arm alike. Arms are compared in pairs of one architecture: learned positions with the plain loop,
+rotary ones with litgpt, LayerNorm and RMSNorm.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def start(args: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
     arms: dict[str, Arm] = {}
     for name, (model, theirs) in PAIRS.items():
-        if theirs != "plain" and not args.litgpt:
+        if (theirs != "plain" and not args.litgpt) or args.pair not in (None, name):
             continue
         command = [sys.executable, str(HERE / "language.py"), *sys.argv[1:]]
         command += ["--ours", json.dumps(model), str(scratch / f"run{len(arms)}")]
@@ -110,20 +111,47 @@ def start(args: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """A turn of each arm in every round; the two of a pair change places from round to round."""
-    with tempfile.TemporaryDirectory() as scratch:
-        arms = start(args, Path(scratch))
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
-        names = list(arms)
-        for number in range(args.rounds):
-            for pair in zip(names[::2], names[1::2], strict=True):
-                for name in pair[:: 1 if number % 2 else -1]:
-                    found[name].append(arms[name].turn())
-            rates = "  ".join(f"{found[name][-1]['rate']:6.0f}" for name in names)
-            print(f"round {number + 1}/{args.rounds}  {rates} tokens/s", flush=True)
-        for arm in arms.values():
-            arm.stop()
+    """The turns of every arm, in all blocks."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for number in range(args.blocks):
+        with tempfile.TemporaryDirectory() as scratch:
+            arms = start(args, Path(scratch))
+            for name, turns in take_turns(arms, args.rounds).items():
+                found.setdefault(name, []).extend({"block": number + 1, **turn} for turn in turns)
+        shown = "  ".join(
+            f"{own}: {statistics.median(ratios):.3f}"
+            for own, ratios in paired(found, number + 1).items()
+        )
+        print(f"block {number + 1}/{args.blocks}  {shown}", flush=True)
     return found
+
+
+def take_turns(arms: dict[str, Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """A turn of each arm in every round; the two of a pair change places from round to round."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
+    names = list(arms)
+    for number in range(rounds):
+        for pair in zip(names[::2], names[1::2], strict=True):
+            for name in pair[:: 1 if number % 2 else -1]:
+                found[name].append(arms[name].turn())
+        rates = "  ".join(f"{found[name][-1]['rate']:6.0f}" for name in names)
+        print(f"round {number + 1}/{rounds}  {rates} tokens/s", flush=True)
+    for arm in arms.values():
+        arm.stop()
+    return found
+
+
+def paired(found: dict[str, list[dict[str, Any]]], block: int | None = None) -> dict[str, Any]:
+    """Ours over the other's rate, round by round, of one block or of all."""
+    names = list(found)
+    return {
+        own: [
+            a["rate"] / b["rate"]
+            for a, b in zip(found[own], found[other], strict=True)
+            if block in (None, a["block"])
+        ]
+        for own, other in zip(names[::2], names[1::2], strict=True)
+    }
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -135,17 +163,16 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> None:
     """The table in Markdown: medians and quartiles, and ratios paired by round."""
     print("\n| arm | parameters | tokens/s | quartiles | ÷ the other | quartiles | peak MiB |")
     print("|---|---|---|---|---|---|---|")
-    names = list(found)
-    for own, other in zip(names[::2], names[1::2], strict=True):
-        for name in (own, other):
-            low, middle, high = quartiles([turn["rate"] for turn in found[name]])
-            ratios = [a["rate"] / b["rate"] for a, b in zip(found[own], found[other], strict=True)]
-            ratio = "{1:.3f} | {0:.3f}–{2:.3f}".format(*quartiles(ratios))
-            print(
-                f"| {name} | {found[name][0]['parameters']:,} | {middle:,.0f} | "
-                f"{low:,.0f}–{high:,.0f} | {ratio if name == own else ' | '} | "
-                f"{max(turn['peak_mib'] for turn in found[name]):,} |"
-            )
+    ratios = paired(found)
+    for name, turns in found.items():
+        low, middle, high = quartiles([turn["rate"] for turn in turns])
+        ratio = " | "
+        if name in ratios:
+            ratio = "{1:.3f} | {0:.3f}–{2:.3f}".format(*quartiles(ratios[name]))
+        print(
+            f"| {name} | {turns[0]['parameters']:,} | {middle:,.0f} | {low:,.0f}–{high:,.0f} | "
+            f"{ratio} | {max(turn['peak_mib'] for turn in turns):,} |"
+        )
 
 
 def has_litgpt(python: str) -> bool:
@@ -159,11 +186,12 @@ def has_litgpt(python: str) -> bool:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     for name, value in {
-        "rounds": 40, "steps": 3, "warmup": 5, "threads": 2, "max_tokens": 2048, "window": 256,
-        "vocab": 4000, "d_model": 256, "heads": 4, "layers": 4, "seed": 1,
+        "blocks": 5, "rounds": 40, "steps": 1, "warmup": 5, "threads": 2, "max_tokens": 2048,
+        "window": 256, "vocab": 4000, "d_model": 256, "heads": 4, "layers": 4, "seed": 1,
     }.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--litgpt", metavar="PYTHON", help="an interpreter that has litgpt")
+    parser.add_argument("--pair", choices=PAIRS, help="one pair only")
     parser.add_argument("--json", metavar="FILE", help="write all figures there too")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -171,8 +199,10 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    if min(args.rounds - 1, args.steps, args.warmup, args.threads) < 1:
-        sys.exit("--steps, --warmup and --threads are 1 or more, --rounds 2 or more")
+    if min(args.blocks, args.rounds - 1, args.steps, args.warmup, args.threads) < 1:
+        sys.exit("--blocks, --steps, --warmup and --threads are 1 or more, --rounds 2 or more")
+    if args.pair and args.pair.startswith("rotary") and not args.litgpt:
+        sys.exit(f"--pair {args.pair!r} compares with litgpt: name an interpreter with --litgpt")
     if args.ours:
         ours(args, json.loads(args.ours[0]), Path(args.ours[1]))
         return
