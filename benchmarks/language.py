@@ -4,7 +4,7 @@
 
 Every arm is a process of its own. All are alive at once and take turns while the others wait: what
 else happens on the machine then meets all of them alike. Each block begins with new processes, so
-that the place one process has in memory does not decide. All train on the same windows of text in
+that no single one decides. All train on the same windows of text in
 the same order. Counted are target tokens a second of a turn, all that lies between two steps
 included, without start-up, validation and saving; float32 on the CPU, freed memory kept by every
 arm alike. Arms are compared in pairs of one architecture: learned positions with the plain loop,

@@ -10,10 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NONE = -100  # an index that no token has
-
-
-PART = {True: 4 << 20, False: 256 << 20}
-"""Bytes of float32 logits worked on at once: on a CPU its cache, elsewhere what may be copied."""
+CACHED = 4 << 20  # bytes of float32 logits worked on at once on a CPU, to stay in its cache
+COPIED = 256 << 20  # and elsewhere, where those of half precision are copied
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -34,12 +32,16 @@ class _CrossEntropy(torch.autograd.Function):
         counts = target.ne(ignore_index)
         index = target.masked_fill(~counts, 0)[:, None]
         truth = logits.gather(1, index).to(wide)
-        mean = logits.mean(-1, keepdim=True, dtype=wide) if smoothing else truth
         most, sums = torch.empty_like(truth), torch.empty_like(truth)
-        rows = max(1, PART[logits.is_cpu] // (4 * logits.size(1)))
-        for part, top, total in zip(*(t.split(rows) for t in (logits, most, sums)), strict=True):
-            _exponentials(part, top, total)
-        loss = sums.log() + (1 - smoothing) * (most - truth) + smoothing * (most - mean)
+        below = torch.empty_like(truth) if smoothing else None
+        rows = max(1, (CACHED if logits.is_cpu else COPIED) // (4 * logits.size(1)))
+        for start in range(0, len(logits), rows):
+            part = slice(start, start + rows)
+            mean = None if below is None else below[part]
+            _exponentials(logits[part], most[part], sums[part], mean)
+        loss = sums.log() + (1 - smoothing) * (most - truth)
+        if below is not None:
+            loss -= smoothing * below
         weight = counts[:, None].to(wide) / counts.sum()
         ctx.save_for_backward(logits, index, (truth - most).exp() / sums, weight, sums)
         ctx.smoothing = smoothing
@@ -59,11 +61,18 @@ class _CrossEntropy(torch.autograd.Function):
         return out.scatter_(1, index, true.to(out.dtype)), None, None, None
 
 
-def _exponentials(logits: Tensor, most: Tensor, sums: Tensor) -> None:
-    """Put ``exp(x - max)`` in the place of some rows; their maxima and sums to where they go."""
+def _exponentials(logits: Tensor, most: Tensor, sums: Tensor, below: Tensor | None) -> None:
+    """Put ``exp(x - max)`` in the place of some rows.
+
+    ``most``, ``sums`` and, if there is one, ``below`` take each row's maximum, the sum of its
+    exponentials, and the mean of ``x - max``.
+    """
     values = logits.to(sums.dtype)  # itself, unless of half precision
     torch.amax(values, -1, keepdim=True, out=most)
-    torch.sum(values.sub_(most).exp_(), -1, keepdim=True, out=sums)
+    values.sub_(most)
+    if below is not None:
+        torch.mean(values, -1, keepdim=True, out=below)
+    torch.sum(values.exp_(), -1, keepdim=True, out=sums)
     if values is not logits:
         logits.copy_(values)
 
