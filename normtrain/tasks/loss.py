@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,67 +14,96 @@ from torch.autograd.function import once_differentiable
 NONE = -100  # an index that no token has
 CACHED = 4 << 20  # bytes of float32 logits worked on at once on a CPU, to stay in its cache
 COPIED = 256 << 20  # and elsewhere, where those of half precision are copied
+_UNIT = {torch.float16: 256.0}  # what a row may sum to, so that its products stay below 65504
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Mean smoothed cross-entropy that turns its logits into their gradient, in place.
+@dataclass
+class _Rows:
+    """Of each row of logits x, ``(tokens, 1)``; ``mean`` is of x - max.
+
+    ``sums`` are of ``exp(x - max)``, and ``unit`` of what is kept of these exponentials.
+    """
+
+    most: Tensor
+    sums: Tensor
+    unit: Tensor
+    mean: Tensor
+
+    def __getitem__(self, part: slice) -> _Rows:
+        return _Rows(self.most[part], self.sums[part], self.unit[part], self.mean[part])
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Mean smoothed cross-entropy of a linear map, in one array of its logits.
 
     A step's largest arrays are (tokens, vocab). `F.cross_entropy` has up to four of them: logits,
     log-probabilities (of float32), the gradient of `nll_loss` (zeros but for one number a row) and
-    its own result. This has one, and takes one exponential of each logit. So the logits must be
-    nobody else's, and a graph can be gone through once; a second time is autograd's error.
+    its own result. This has one, and takes one exponential of each logit. Its rows are multiples
+    of the gradient's; the factors go to the rows they are multiplied with, which are shorter.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, target: Tensor, smoothing: float, ignore_index: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        target: Tensor,
+        smoothing: float,
+        ignore_index: int,
     ) -> Tensor:
-        logits = logits.detach()
+        """``hidden`` is (tokens, dim), ``target`` (tokens,); the rest is `training_loss`'s."""
+        logits = F.linear(hidden, weight, bias)
         wide = torch.float32 if logits.dtype.itemsize < 4 else logits.dtype
-        counts = target.ne(ignore_index)
-        index = target.masked_fill(~counts, 0)[:, None]
+        real = target.ne(ignore_index)[:, None]
+        index = target[:, None].masked_fill(~real, 0)
         truth = logits.gather(1, index).to(wide)
-        most, sums = torch.empty_like(truth), torch.empty_like(truth)
-        below = torch.empty_like(truth) if smoothing else None
-        rows = max(1, (CACHED if logits.is_cpu else COPIED) // (4 * logits.size(1)))
-        for start in range(0, len(logits), rows):
-            part = slice(start, start + rows)
-            mean = None if below is None else below[part]
-            _exponentials(logits[part], most[part], sums[part], mean)
-        loss = sums.log() + (1 - smoothing) * (most - truth)
-        if below is not None:
-            loss -= smoothing * below
-        weight = counts[:, None].to(wide) / counts.sum()
-        ctx.save_for_backward(logits, index, (truth - most).exp() / sums, weight, sums)
-        ctx.smoothing = smoothing
-        return loss.masked_fill(~counts[:, None], 0.0).sum() / counts.sum()
+        rows = _Rows(*(torch.empty_like(truth) for _ in range(4)))
+        step = max(1, (CACHED if logits.is_cpu else COPIED) // (4 * logits.size(1)))
+        for start in range(0, len(logits), step):
+            part = slice(start, start + step)
+            _to_exponentials(logits[part], rows[part], smoothing)
+        truth -= rows.most
+        loss = rows.sums.log() - (1 - smoothing) * truth
+        if smoothing:
+            loss -= smoothing * rows.mean
+        true = truth.exp() / rows.sums - smoothing / logits.size(1) - (1 - smoothing)
+        logits.scatter_(1, index, (true * rows.unit).to(logits.dtype))
+        factor = real / (real.sum() * rows.unit)
+        ctx.save_for_backward(hidden, weight, logits, factor)
+        return loss.masked_fill(~real, 0.0).sum() / real.sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        out, index, probability, weight, sums = ctx.saved_tensors
-        weight = weight * grad
-        spread = ctx.smoothing / out.size(1)
-        if ctx.smoothing:
-            torch.addcmul(-spread * weight, out, weight / sums, out=out)
-        else:
-            out.mul_(weight / sums)
-        true = weight * (probability - spread - (1 - ctx.smoothing))
-        return out.scatter_(1, index, true.to(out.dtype)), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of hidden, weight and bias."""
+        hidden, weight, multiples, factor = ctx.saved_tensors
+        factor, needed = factor * grad, ctx.needs_input_grad
+        of_hidden = of_weight = of_bias = None
+        with torch.autocast(hidden.device.type, enabled=False):
+            if needed[0]:
+                of_hidden = (multiples @ weight * factor).to(hidden.dtype)
+            if needed[1]:
+                of_weight = multiples.T @ (hidden * factor).to(hidden.dtype)
+            if needed[2]:
+                of_bias = (multiples.T @ factor.to(multiples.dtype)).squeeze(1)
+        return of_hidden, of_weight, of_bias, None, None, None
 
 
-def _exponentials(logits: Tensor, most: Tensor, sums: Tensor, below: Tensor | None) -> None:
-    """Put ``exp(x - max)`` in the place of some rows.
-
-    ``most``, ``sums`` and, if there is one, ``below`` take each row's maximum, the sum of its
-    exponentials, and the mean of ``x - max``.
-    """
-    values = logits.to(sums.dtype)  # itself, unless of half precision
-    torch.amax(values, -1, keepdim=True, out=most)
-    values.sub_(most)
-    if below is not None:
-        torch.mean(values, -1, keepdim=True, out=below)
-    torch.sum(values.exp_(), -1, keepdim=True, out=sums)
+def _to_exponentials(logits: Tensor, rows: _Rows, smoothing: float) -> None:
+    """Put ``exp(x - max)``, less its share of the smoothing, in the place of some rows."""
+    values = logits.to(rows.sums.dtype)  # itself, unless of half precision
+    torch.amax(values, -1, keepdim=True, out=rows.most)
+    values.sub_(rows.most)
+    if smoothing:
+        torch.mean(values, -1, keepdim=True, out=rows.mean)
+    torch.sum(values.exp_(), -1, keepdim=True, out=rows.sums)
+    limit = _UNIT.get(logits.dtype, math.inf)
+    torch.clamp(rows.sums, max=limit, out=rows.unit)
+    if limit < math.inf:
+        values.mul_(rows.unit / rows.sums)
+    if smoothing:
+        values.sub_(smoothing / values.size(1) * rows.unit)
     if values is not logits:
         logits.copy_(values)
 
@@ -99,8 +130,15 @@ def training_loss(
     Returns:
         A scalar, nats a token.
     """
-    logits = F.linear(hidden, weight, bias).flatten(0, 1)
-    loss: Tensor = _CrossEntropy.apply(logits, target.flatten(), smoothing, ignore_index)
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        loss: Tensor = _LinearCrossEntropy.apply(
+            hidden.flatten(0, 1), weight, bias, target.flatten(), smoothing, ignore_index
+        )
     return loss
 
 

@@ -118,12 +118,54 @@ def test_logits_of_half_precision_are_summed_in_float32() -> None:
     assert float(loss) == pytest.approx(float(F.cross_entropy(logits, target.flatten())), rel=1e-6)
 
 
-def test_a_second_backward_of_one_graph_is_an_error_not_another_gradient() -> None:
-    hidden = torch.randn(1, 4, 3, requires_grad=True)
-    loss = training_loss(hidden, torch.randn(5, 3), torch.randint(0, 5, (1, 4)), 0.0)
-    loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_under_autocast_it_is_the_loss_of_narrow_operands_and_gradients_are_wide(
+    smoothing: float,
+) -> None:
+    parts = [torch.randn(2, 6, 16), 0.3 * torch.randn(40, 16), torch.randn(40)]
+    target = torch.randint(0, 40, (2, 6))
+    wide = [part.clone().requires_grad_() for part in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = training_loss(wide[0], wide[1], target, smoothing, wide[2])
+    narrow = [part.bfloat16().requires_grad_() for part in parts]
+    expected = training_loss(narrow[0], narrow[1], target, smoothing, narrow[2])
+    assert torch.equal(loss, expected)
+    found, true = torch.autograd.grad(loss, wide), torch.autograd.grad(expected, narrow)
+    for one, other in zip(found, true, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other.float())
+
+
+@pytest.mark.parametrize(
+    "trained", [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_only_what_is_trained_gets_a_gradient(trained: tuple[bool, bool, bool]) -> None:
+    parts = [torch.randn(2, 6, 8), torch.randn(11, 8), torch.randn(11)]
+    target = torch.randint(0, 11, (2, 6))
+    every = [part.clone().requires_grad_() for part in parts]
+    training_loss(every[0], every[1], target, 0.1, every[2]).backward()
+    some = [part.clone().requires_grad_(own) for part, own in zip(parts, trained, strict=True)]
+    training_loss(some[0], some[1], target, 0.1, some[2]).backward()
+    for one, other, own in zip(some, every, trained, strict=True):
+        assert torch.equal(one.grad, other.grad) if own else one.grad is None  # type: ignore[arg-type]
+
+
+def test_a_graph_gone_through_twice_gives_the_same_gradient_twice() -> None:
+    hidden, weight = torch.randn(1, 4, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
+    loss = training_loss(hidden, weight, torch.randint(0, 5, (1, 4)), 0.1)
+    first = torch.autograd.grad(loss, [hidden, weight], retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, [hidden, weight]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_large_products_of_float16_stay_finite() -> None:
+    hidden = torch.ones(1, 4, 2, dtype=torch.float16, requires_grad=True)
+    weight = torch.full((70_000, 2), 8.0, dtype=torch.float16)
+    loss = training_loss(hidden, weight, torch.tensor([[0, 1, 2, 3]]), 0.1)
+    (found,) = torch.autograd.grad(2.0**15 * loss, hidden)
+    assert torch.isfinite(found).all()
+    # 0, but for rounding: all rows of the matrix are the same, and cancel
+    assert found.abs().max() < 1e-3 * 8 * 2**15 / 4
 
 
 def test_no_real_token_gives_no_number() -> None:
