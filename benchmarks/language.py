@@ -6,9 +6,9 @@ Every arm is a process of its own. All are alive at once and take turns while th
 else happens on the machine then meets all of them alike. Each block begins with new processes, so
 that no single one decides. All train on the same windows of text in
 the same order. Counted are target tokens a second of a turn, all that lies between two steps
-included, without start-up, validation and saving; float32 on the CPU, freed memory kept by every
-arm alike. Arms are compared in pairs of one architecture: learned positions with the plain loop,
-rotary ones with litgpt, LayerNorm and RMSNorm.
+included, without start-up, validation and saving; float32 on the CPU. Arms are compared in pairs of
+one architecture: learned positions with the plain loop, as people write it and with the settings
+that `fit` chooses, rotary ones with litgpt under those settings, LayerNorm and RMSNorm.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from turns import Arm, Turn
+from turns import ALLOCATOR_VARIABLES, Arm, Turn
 
 HERE = Path(__file__).resolve().parent
 # ours: norm and positions; theirs: the arm of plain_language.py
+LEARNED = {"norm": "layernorm:bias=false", "positions": "learned"}
+RIVALS = {"plain": "plain loop", "tuned": "tuned plain loop"}  # others are litgpt's norms
 PAIRS = {
-    "learned, LayerNorm": ({"norm": "layernorm:bias=false", "positions": "learned"}, "plain"),
+    "learned, LayerNorm": (LEARNED, "plain"),
+    "learned, LayerNorm, tuned": (LEARNED, "tuned"),
     "rotary, LayerNorm": ({"norm": "layernorm", "positions": "rotary"}, "LayerNorm"),
     "rotary, RMSNorm": ({"norm": "rmsnorm", "positions": "rotary"}, "RMSNorm"),
 }
@@ -94,18 +97,19 @@ def ours(args: argparse.Namespace, model: dict[str, Any], out: Path) -> None:
 def start(args: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
     """Every arm as a process of its own, one after the other, each warmed up."""
     sizes = json.dumps(write_batches(args, scratch / "batches.npy"))
-    env = os.environ | {"OMP_NUM_THREADS": str(args.threads), "CUDA_VISIBLE_DEVICES": ""}
+    env = {k: v for k, v in os.environ.items() if k not in ALLOCATOR_VARIABLES}
+    env |= {"OMP_NUM_THREADS": str(args.threads), "CUDA_VISIBLE_DEVICES": ""}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), env.get("PYTHONPATH")]))
     arms: dict[str, Arm] = {}
     for name, (model, theirs) in PAIRS.items():
-        if (theirs != "plain" and not args.litgpt) or args.pair not in (None, name):
+        if (theirs not in RIVALS and not args.litgpt) or args.pair not in (None, name):
             continue
         command = [sys.executable, str(HERE / "language.py"), *sys.argv[1:]]
         command += ["--ours", json.dumps(model), str(scratch / f"run{len(arms)}")]
         arms[f"{name}: normtrain"] = Arm(command, env)
-        python = sys.executable if theirs == "plain" else args.litgpt
+        python = sys.executable if theirs in RIVALS else args.litgpt
         command = [python, str(HERE / "plain_language.py"), theirs, str(scratch / "batches.npy")]
-        rival = "plain loop" if theirs == "plain" else "litgpt"
+        rival = RIVALS.get(theirs, "litgpt")
         arms[f"{name}: {rival}"] = Arm([*command, sizes, str(args.threads)], env)
     return arms
 

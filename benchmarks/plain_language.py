@@ -1,9 +1,10 @@
 """Language-model loops to compare with; they import nothing of this project's package.
 
-`PlainGPT` is the plain PyTorch loop that people write after nanoGPT: learned positions, pre-norm
-LayerNorm without biases, GELU, one matrix for embedding and output, fused attention, AdamW,
-clipping. `litgpt_model` is litgpt's own model of the same sizes, trained by the same loop with
-litgpt's loss.
+`PlainGPT` in `train` is the plain PyTorch loop that people write after nanoGPT: learned positions,
+pre-norm LayerNorm without biases, GELU, one matrix for embedding and output, fused attention,
+AdamW, clipping. Arm ``plain`` runs it as it is, with the AdamW that nanoGPT takes on a CPU and the
+C library's allocator; ``tuned`` gives it what `fit` has, fused AdamW and freed memory kept.
+`litgpt_model` is litgpt's own model of the same sizes, in the tuned loop with litgpt's loss.
 
     python benchmarks/plain_language.py ARM BATCHES.npy SIZES THREADS   # as language.py starts it
 """
@@ -103,10 +104,17 @@ def keep_freed_memory() -> None:
 
 
 def train(
-    model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], batches: Any, turn: Turn
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    batches: Any,
+    turn: Turn,
+    *,
+    fused: bool,
 ) -> None:
     """A plain loop; the turn measures it, and ends the process."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=fused or None
+    )
     for window in batches:
         turn.begin_step(window[:, 1:].size, lambda: sum(p.numel() for p in model.parameters()))
         ids = torch.from_numpy(window.astype(np.int64))
@@ -121,14 +129,16 @@ def main() -> None:
     """Run one arm."""
     arm, batches, sizes, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    keep_freed_memory()
+    tuned = arm != "plain"
+    if tuned:
+        keep_freed_memory()
     torch.manual_seed(1)
     known = json.loads(sizes)
-    if arm == "plain":
+    if arm in ("plain", "tuned"):
         model, loss_of = plain_model(known)
     else:
         model, loss_of = litgpt_model(known, arm)
-    train(model, loss_of, np.load(batches), Turn(known["warmup"], known["steps"]))
+    train(model, loss_of, np.load(batches), Turn(known["warmup"], known["steps"]), fused=tuned)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from turns import ALLOCATOR_VARIABLES
+
 HERE = Path(__file__).resolve()
-# They would change the arm that is to run with the allocator's defaults.
-ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
-                       "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+# They would change the arm that is to run with the allocator's defaults.
+ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
+                       "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")  # fmt: skip
+
 
 class Turn:
     """The training side: waits at the beginning of a step until it may go on.
