@@ -4,11 +4,11 @@
 
 Every arm is a process of its own. All are alive at once and take turns while the others wait: what
 else happens on the machine then meets all of them alike. Each block begins with new processes, so
-that no single one decides. All train on the same windows of text in
-the same order. Counted are target tokens a second of a turn, all that lies between two steps
-included, without start-up, validation and saving; float32 on the CPU. Arms are compared in pairs of
-one architecture: learned positions with the plain loop, as people write it and with the settings
-that `fit` chooses, rotary ones with litgpt under those settings, LayerNorm and RMSNorm.
+that no single one decides. All train on the same windows of text in the same order. Counted are
+target tokens a second of a turn, all that lies between two steps included, without start-up,
+validation and saving; float32 on the CPU. Arms are compared in pairs of one architecture: learned
+positions with the plain loop, as people write it and with the settings that `fit` chooses; rotary
+ones with litgpt under those settings, LayerNorm and RMSNorm.
 """
 
 from __future__ import annotations

@@ -131,6 +131,7 @@ def training_loss(
         A scalar, nats a token.
     """
     kind = hidden.device.type
+    # As autocast does it around a linear layer, which the function below hides from it.
     if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
