@@ -32,10 +32,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtrain.decoding import DecodingState, beam_search
+from normtrain.config.tasks import TranslationModel
 from normtrain.models import Seq2Seq, build_model
-from normtrain.recipe_tasks import TranslationModel
-from normtrain.run.machine import keep_freed_memory
+from normtrain.tasks.translation.decoding.beam import DecodingState, beam_search
+from normtrain.training.machine import keep_freed_memory
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4
 

@@ -38,7 +38,7 @@ PAIRS = {
 
 
 def make_recipe(args: argparse.Namespace, model: dict[str, Any]) -> Any:
-    from normtrain.recipe import from_plain
+    from normtrain.config.recipe import from_plain
 
     steps = args.warmup + args.rounds * args.steps + 1  # the last one only ends a turn
     return from_plain({
@@ -59,7 +59,7 @@ def write_batches(args: argparse.Namespace, file: Path) -> dict[str, Any]:
     """The windows that ``fit`` trains on, for the others; sizes that they need."""
     import numpy as np
 
-    from normtrain.run.kinds import kind_of
+    from normtrain.training.kinds import kind_of
 
     recipe = make_recipe(args, {})
     data = kind_of(recipe).data(recipe, None, None)
@@ -78,8 +78,8 @@ def ours(args: argparse.Namespace, model: dict[str, Any], out: Path) -> None:
     """The real ``fit``, in this process; the beginning of each training step is a turn's limit."""
     import torch
 
-    from normtrain.run import fit
-    from normtrain.tasks.language import LanguageTask
+    from normtrain.tasks.language.module import LanguageTask
+    from normtrain.training import fit
 
     torch.set_num_threads(args.threads)
     turn = Turn(args.warmup, args.steps)

@@ -28,10 +28,11 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from normtrain import NormMonitor, recipe
-from normtrain.data.module import TranslationData
-from normtrain.run.machine import keep_freed_memory
-from normtrain.tasks.translation import TranslationTask
+from normtrain import NormMonitor
+from normtrain.config import recipe
+from normtrain.tasks.translation.data import TranslationData
+from normtrain.tasks.translation.module import TranslationTask
+from normtrain.training.machine import keep_freed_memory
 
 ARMS = ("without", "idle", "measured")
 NEVER = 10**9

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from normtrain.norms import NormSpec, build_norm, norm_names
-from normtrain.run.machine import keep_freed_memory
+from normtrain.training.machine import keep_freed_memory
 
 SIZES = ((4096, 256), (512, 1024))
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}

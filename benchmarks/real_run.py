@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normtrain.data.corpora import load_corpus
-from normtrain.decoding import translate_lines
 from normtrain.errors import UserError
-from normtrain.run.checkpoint import read_checkpoint
+from normtrain.tasks.translation.corpora import load_corpus
+from normtrain.tasks.translation.decoding.translate import translate_lines
+from normtrain.training.checkpoint import read_checkpoint
 
 PAD, EOS = 0, 2
 

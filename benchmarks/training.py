@@ -56,7 +56,7 @@ ARMS = {
 
 
 def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
-    from normtrain.recipe import from_plain
+    from normtrain.config.recipe import from_plain
 
     steps = args.warmup + args.steps
     return from_plain({
@@ -76,7 +76,7 @@ def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
 
 def same_data(args: argparse.Namespace) -> Any:
     """The data that ``fit`` makes of the recipe, loaded and encoded."""
-    from normtrain.data.module import TranslationData
+    from normtrain.tasks.translation.data import TranslationData
 
     data = TranslationData(
         source=str(args.folder),
@@ -94,9 +94,9 @@ def run_normtrain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
     """The real ``fit``; tokens and seconds between the warm-up's and the last row it wrote."""
     import torch
 
-    from normtrain.callbacks.metrics import read_metrics
-    from normtrain.run.fitting import fit
-    from normtrain.run.folder import RunFolder
+    from normtrain.training.callbacks.metrics import read_metrics
+    from normtrain.training.fitting import fit
+    from normtrain.training.folder import RunFolder
 
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as out:
@@ -115,7 +115,7 @@ def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
     import plain_loop
     import torch
 
-    from normtrain.run.machine import keep_freed_memory
+    from normtrain.training.machine import keep_freed_memory
 
     torch.set_num_threads(args.threads)
     if arm.keep_memory and not keep_freed_memory():
@@ -140,7 +140,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     from pytorch_lightning import __version__ as lightning_version
 
     import normtrain
-    from normtrain.run.machine import resolve_precision
+    from normtrain.training.machine import resolve_precision
 
     data = same_data(args)
     precision, reason = resolve_precision("auto")

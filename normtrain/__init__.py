@@ -12,29 +12,31 @@ from typing import TYPE_CHECKING, Any
 from normtrain._version import __version__
 
 if TYPE_CHECKING:
-    from normtrain.callbacks.monitor import NormMonitor
-    from normtrain.callbacks.norm_aware import NormAware, load_checkpoint
-    from normtrain.callbacks.norm_swap import NormSwap
+    from normtrain.convert.equivalence import to_crmsnorm, to_layernorm, to_rmsnorm
     from normtrain.models import build_model
+    from normtrain.monitor.callback import NormMonitor
     from normtrain.norms import NormRules, NormSpec, build_norm, norm_names, register_norm
-    from normtrain.surgery import SwapReport, swap_norms, to_crmsnorm, to_layernorm, to_rmsnorm
+    from normtrain.swap.callback.norm_aware import NormAware, load_checkpoint
+    from normtrain.swap.callback.norm_swap import NormSwap
+    from normtrain.swap.report import SwapReport
+    from normtrain.swap.swap import swap_norms
 
 _HOMES = {
-    "NormAware": "normtrain.callbacks.norm_aware",
-    "NormMonitor": "normtrain.callbacks.monitor",
+    "NormAware": "normtrain.swap.callback.norm_aware",
+    "NormMonitor": "normtrain.monitor.callback",
     "NormRules": "normtrain.norms",
     "NormSpec": "normtrain.norms",
-    "NormSwap": "normtrain.callbacks.norm_swap",
-    "SwapReport": "normtrain.surgery",
+    "NormSwap": "normtrain.swap.callback.norm_swap",
+    "SwapReport": "normtrain.swap",
     "build_model": "normtrain.models",
     "build_norm": "normtrain.norms",
-    "load_checkpoint": "normtrain.callbacks.norm_aware",
+    "load_checkpoint": "normtrain.swap.callback.norm_aware",
     "norm_names": "normtrain.norms",
     "register_norm": "normtrain.norms",
-    "swap_norms": "normtrain.surgery",
-    "to_crmsnorm": "normtrain.surgery",
-    "to_layernorm": "normtrain.surgery",
-    "to_rmsnorm": "normtrain.surgery",
+    "swap_norms": "normtrain.swap",
+    "to_crmsnorm": "normtrain.swap",
+    "to_layernorm": "normtrain.swap",
+    "to_rmsnorm": "normtrain.swap",
 }
 
 __all__ = [

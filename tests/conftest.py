@@ -137,7 +137,7 @@ def tiny_recipe(corpus_folder: Path) -> Callable[..., Any]:
     """Builds a tiny recipe on the tiny corpus: ``tiny_recipe(norm="adanorm", train_ema=0.9)``."""
 
     def build(norm: str = "rmsnorm", recipe: str = "envi", **changes: Any) -> Any:
-        from normtrain.recipe import resolve
+        from normtrain.config.recipe import resolve
 
         settings = tiny_settings(**changes)
         return resolve(recipe, norm=norm, data=str(corpus_folder), overrides=settings)
@@ -150,7 +150,7 @@ def tiny_language(text_folder: Path) -> Callable[..., Any]:
     """Builds a tiny language recipe on the tiny text: ``tiny_language(data_tokenizer="word")``."""
 
     def build(norm: str = "rmsnorm", recipe: str = "lm", **changes: Any) -> Any:
-        from normtrain.recipe import resolve
+        from normtrain.config.recipe import resolve
 
         settings = tiny_settings(TINY_TEXT, **changes)
         return resolve(recipe, norm=norm, data=str(text_folder), overrides=settings)
@@ -163,7 +163,7 @@ def learned(
     tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Finished runs that have learnt something: ``plain``, ``ema`` and in ``bf16``. Read only."""
-    from normtrain.run import fit
+    from normtrain.training import fit
 
     settings = {
         "data_max_tokens": 240,

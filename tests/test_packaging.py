@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 import normtrain
-from normtrain import recipe, recipes
+from normtrain.config import bundled as recipes
+from normtrain.config import recipe
 from normtrain.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +95,7 @@ def test_another_packages_recipes_are_found(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[normtrain.recipes]\nother-a = other_recipes:PATH\nother-b = other_recipes:make\n"
+        "[normtrain.config.bundled]\nother-a = other_recipes:PATH\nother-b = other_recipes:make\n"
         "other-lost = other_recipes:nothing\nenvi = other_recipes:PATH\n"
     )
     (tmp_path / "theirs.yaml").write_text("# Theirs.\nmodel: {d_model: 64}\n")

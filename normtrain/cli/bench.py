@@ -57,7 +57,7 @@ def bench_norms(
 
     from normtrain.bench import norms as measuring
     from normtrain.bench import show
-    from normtrain.run.machine import keep_freed_memory
+    from normtrain.training.machine import keep_freed_memory
 
     others = {"device": device, "rounds": rounds, "seconds": seconds, "inductor": inductor}
     wanted = measuring.settings(norms, backends, dtypes, shapes, **others)

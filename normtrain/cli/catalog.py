@@ -20,7 +20,7 @@ def recipes() -> None:
 @debug_option
 def list_recipes() -> None:
     """Every recipe that can be named, with what it is for."""
-    from normtrain import recipes as found
+    from normtrain.config import bundled as found
 
     names = found.names()
     width = max(map(len, names), default=0)
@@ -39,11 +39,11 @@ def list_recipes() -> None:
 def show_recipe(name: str, resolved: bool) -> None:
     """Print a recipe."""
     if resolved:
-        from normtrain.recipe import dump, load
+        from normtrain.config.recipe import dump, load
 
         click.echo(dump(load(name)), nl=False)
         return
-    from normtrain import recipes as found
+    from normtrain.config import bundled as found
 
     text = found.read(name)[0]
     click.echo(text, nl=not text.endswith("\n"))
@@ -56,7 +56,7 @@ def show_recipe(name: str, resolved: bool) -> None:
 @debug_option
 def copy_recipe(name: str, file: Path, force: bool) -> None:
     """Copy a recipe to FILE, to make it your own: fit --recipe FILE."""
-    from normtrain import recipes as found
+    from normtrain.config import bundled as found
 
     text = found.read(name)[0]
     if file.is_dir():

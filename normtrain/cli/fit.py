@@ -17,8 +17,8 @@ from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 
 if TYPE_CHECKING:
-    from normtrain.interchange import Pretrained
-    from normtrain.recipe import Recipe
+    from normtrain.config.recipe import Recipe
+    from normtrain.hf.pretrained import Pretrained
 
 PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 
@@ -141,7 +141,7 @@ def _train(
 ) -> Path:
     if resume not in (None, "auto") and not Path(resume).is_dir():
         raise UserError(f"--resume {resume}: there is no such run folder")
-    from normtrain import run
+    from normtrain import training as run
 
     if resume is None:
         assert recipe is not None
@@ -158,15 +158,15 @@ def _begun(init: Pretrained | None) -> dict[str, Any]:
 
 
 def _pretrained(folder: Path) -> Pretrained:
-    from normtrain import run
+    from normtrain import training as run
 
     return run.read_pretrained(folder)
 
 
 def _show(recipe: Recipe) -> None:
     """Print a recipe and, as comments, what it would build: the whole is a recipe file."""
-    from normtrain import run
-    from normtrain.recipe import dump
+    from normtrain import training as run
+    from normtrain.config.recipe import dump
 
     about = "\n".join(f"# {line}".rstrip() for line in run.describe(recipe).splitlines())
     if is_first_process():
@@ -174,21 +174,21 @@ def _show(recipe: Recipe) -> None:
 
 
 def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> Recipe:
-    from normtrain.recipe import resolve
+    from normtrain.config.recipe import resolve
 
     names = ("norm", "norm_at", "data", "seed", "precision")
     given = {name: changes[name] for name in names}
     if init is None:
         return resolve(recipe, **given, overrides=changes["settings"])
-    from normtrain import run
+    from normtrain import training as run
 
     return run.start_recipe(recipe, init, overrides=changes["settings"], **given)
 
 
 def _as_overrides(changes: dict[str, Any]) -> list[str]:
     """The options that change a recipe, as ``section.key=value``, for a run that has its own."""
-    from normtrain.recipe import parse_rule, whole_path
-    from normtrain.yamlio import write_value
+    from normtrain.config.recipe import parse_rule, whole_path
+    from normtrain.config.yamlio import write_value
 
     data = changes["data"]
     rules = [parse_rule(rule) for rule in changes["norm_at"]]

@@ -50,7 +50,7 @@ def evaluate(
     RUN is a run's folder (its best checkpoint counts), CKPT a checkpoint file. Several devices
     share the work and find what one finds.
     """
-    from normtrain import run
+    from normtrain import training as run
 
     result = run.evaluate(
         target,
@@ -120,7 +120,7 @@ def translate(
 @debug_option
 def generate(target: Path, prompt: str, **options: Any) -> None:
     """Write PROMPT and how the language model goes on, as it writes it."""
-    from normtrain import run
+    from normtrain import training as run
 
     stdout = sys.stdout.buffer  # text mode would follow the locale
     for text in itertools.chain([prompt], run.generate(target, prompt, **options)):
@@ -130,7 +130,7 @@ def generate(target: Path, prompt: str, **options: Any) -> None:
 
 
 def _translate(target: Path, lines: Iterator[str], output: Path | None, **search: Any) -> None:
-    from normtrain import run
+    from normtrain import training as run
 
     def note(line: int) -> None:
         click.echo(f"line {line} is longer than the model takes and was cut", err=True)

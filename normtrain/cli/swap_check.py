@@ -69,9 +69,9 @@ def swap_check(
     if norm is None and not norm_at:
         raise click.UsageError("give --norm SPEC, --norm-at PATTERN=SPEC or both")
     module, factory = split_target(target)
-    from normtrain.recipe import parse_rule
-    from normtrain.surgery import check_swap
-    from normtrain.surgery.probe import generators_kept, seed_all
+    from normtrain.config.recipe import parse_rule
+    from normtrain.swap.check.probe import generators_kept, seed_all
+    from normtrain.swap.check.run import check_swap
 
     rules = [] if norm is None else [("*", norm)]
     rules += [(pattern, spec) for pattern, spec in map(parse_rule, norm_at)]

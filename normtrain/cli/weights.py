@@ -31,7 +31,7 @@ _output_option = click.option(
 @debug_option
 def average(folder: Path, last: int, output: Path) -> None:
     """Average the weights of a run's last checkpoints into one checkpoint."""
-    from normtrain import run
+    from normtrain import training as run
 
     click.echo(run.average(folder, last=last, output=output))
 
@@ -53,7 +53,7 @@ def convert(target: Path, to: str, output: Path) -> None:
     taken out of the weights, and RMSNorm or CRMSNorm does the rest. What can't be converted
     exactly is refused, with the module and the reason.
     """
-    from normtrain import run
+    from normtrain import training as run
 
     click.echo(run.convert(target, to=to, output=output))
 
@@ -75,7 +75,7 @@ def export(target: Path, folder: Path, format: str) -> None:
     Language models with RMSNorm, rotary positions and SwiGLU can be in Llama's format (in Qwen3's,
     with a norm on queries and keys), those with LayerNorm and learned positions in GPT-2's.
     """
-    from normtrain import run
+    from normtrain import training as run
 
     click.echo(run.export(target, folder, format=format))
 
@@ -109,6 +109,6 @@ def import_(
     The folder has config.json, safetensors and tokenizer.json. The checkpoint can be evaluated,
     converted to another norm, generated from and exported; to train it, use fit --init-from.
     """
-    from normtrain import run
+    from normtrain import training as run
 
     click.echo(run.import_model(folder, output, recipe=recipe, data=data, overrides=settings))

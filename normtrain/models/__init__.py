@@ -1,14 +1,35 @@
-"""Plain ``nn.Module`` models, any norm at any place; no Lightning here."""
+"""Plain ``nn.Module`` models, any norm at any place; no Lightning here.
 
-from normtrain.models.causal import CausalLM, CausalState
-from normtrain.models.factory import (
-    LanguageModelConfig,
-    ModelConfig,
-    build_language_model,
-    build_model,
-    norm_sites,
-)
-from normtrain.models.seq2seq import DecodingState, Seq2Seq
+Names are resolved on first use: importing this package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normtrain.models.causal import CausalLM, CausalState
+    from normtrain.models.factory import (
+        LanguageModelConfig,
+        ModelConfig,
+        build_language_model,
+        build_model,
+        norm_sites,
+    )
+    from normtrain.models.seq2seq import DecodingState, Seq2Seq
+
+_MODULES = {
+    "CausalLM": "causal",
+    "CausalState": "causal",
+    "DecodingState": "seq2seq",
+    "LanguageModelConfig": "factory",
+    "ModelConfig": "factory",
+    "Seq2Seq": "seq2seq",
+    "build_language_model": "factory",
+    "build_model": "factory",
+    "norm_sites": "factory",
+}
 
 __all__ = [
     "CausalLM",
@@ -21,3 +42,9 @@ __all__ = [
     "build_model",
     "norm_sites",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,12 +8,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from normtrain.data.tokenization import PAD, UNK
 from normtrain.errors import UserError
 from normtrain.models.attention import KeyValueCache
 from normtrain.models.blocks import DecoderLayer, EncoderLayer, LayerConfig, Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.positions import Positions
+from normtrain.models.token_ids import PAD, UNK
 
 TIES = ("all", "decoder", "embeddings", "none")
 

@@ -10,11 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from normtrain.config.recipe import Recipe
 from normtrain.models import norm_sites
 from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.recompute import Recompute
-from normtrain.recipe import Recipe
 from normtrain.tasks.optim import build_optimizer, clip_gradients
 from normtrain.tasks.ranks import Tally
 from normtrain.tasks.sharding import (

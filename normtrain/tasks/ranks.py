@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from normtrain.decoding.translate import TranslationResult
+from normtrain.tasks.translation.decoding.translate import TranslationResult
 
 _T = TypeVar("_T")
 

@@ -212,8 +212,8 @@ def _left(code: int, before: dict[str, str], after: dict[str, str], cache: Path)
 
 def _half_written(path: Path, code: int) -> Iterator[str]:
     """Whether something newly written can't be read again."""
-    from normtrain.recipe import load
-    from normtrain.run import read_checkpoint
+    from normtrain.config.recipe import load
+    from normtrain.training import read_checkpoint
 
     try:
         if path.suffix == ".ckpt" and path.is_file():

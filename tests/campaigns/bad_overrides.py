@@ -33,7 +33,7 @@ def settings(
     draw: st.DrawFn, task: str, plain: dict[str, Any], spared: tuple[str, ...] = ()
 ) -> str:
     """One ``KEY=VALUE``; mostly of a key that there is, and of the kind that it takes."""
-    from normtrain.recipe import keys
+    from normtrain.config.recipe import keys
 
     known = st.sampled_from([key for key in keys(task) if key not in spared])
     if draw(st.integers(0, 2)):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from normtrain.callbacks.metrics import read_metrics
+from normtrain.training.callbacks.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 MARK = "NORMTRAIN_TEST_MARK"

@@ -63,7 +63,7 @@ class Stock:
 
     def plain_recipe(self, task: str) -> dict[str, Any]:
         """A recipe that trains in a moment, as nested plain values."""
-        from normtrain.recipe import resolve
+        from normtrain.config.recipe import resolve
 
         name, data = RECIPES[task], str(self.corpora[task])
         return resolve(name, data=data, overrides=quick_settings(task)).plain()
@@ -79,16 +79,16 @@ class Stock:
         return run
 
     def _run(self, task: str, name: str, **changes: Any) -> Path:
-        from normtrain.callbacks.progress import Say
-        from normtrain.recipe import resolve
-        from normtrain.run import fit
+        from normtrain.config.recipe import resolve
+        from normtrain.training import fit
+        from normtrain.training.callbacks.progress import Say
 
         settings = quick_settings(task, **changes)
         recipe = resolve(RECIPES[task], data=str(self.corpora[task]), overrides=settings)
         return fit(recipe, out=self.home / "runs" / name, say=Say(io.StringIO()))
 
     def _export(self, run: str, form: str) -> Path:
-        from normtrain.run import export
+        from normtrain.training import export
 
         export(self.home / "runs" / run, self.home / "exports" / form, format=form)
         return self.home / "exports" / form

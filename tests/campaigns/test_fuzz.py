@@ -59,7 +59,7 @@ def test_a_campaign_repeats(stock: Stock, tmp_path: Path) -> None:
 def test_a_broken_promise_is_seen(
     stock: Stock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import normtrain.recipe
+    import normtrain.config.recipe
 
     case = Case(("fit", "--recipe", "bad.yaml", "--dry-run"), "empty", write("bad.yaml", b""))
     assert Arena(tmp_path / "good", stock, cache()).run(case).broken == []
@@ -70,7 +70,7 @@ def test_a_broken_promise_is_seen(
         Trap().__reduce__()[0]("canary")
         raise KeyError("no promise")
 
-    monkeypatch.setattr(normtrain.recipe, "resolve", careless)
+    monkeypatch.setattr(normtrain.config.recipe, "resolve", careless)
     outcome = Arena(tmp_path / "bad", stock, cache()).run(case)
     told = "\n".join(outcome.broken)
     assert outcome.code == 1

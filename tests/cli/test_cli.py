@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 import normtrain
-from normtrain import recipe as recipes
 from normtrain.cli import cli
+from normtrain.config import recipe as recipes
 from normtrain.errors import RunError, UserError
 
 
 class FakeRun(SimpleNamespace):
-    """Stands in for ``normtrain.run``: records its calls, raises what it is told to."""
+    """Stands in for ``normtrain.training``: records its calls, raises what it is told to."""
 
     def __init__(self) -> None:
         super().__init__(calls=[], error=None, folder="runs/made")

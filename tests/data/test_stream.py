@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from normtrain.data.batching import TokenBatches
-from normtrain.data.module import TranslationData
 from normtrain.data.stream import BatchStream, StreamLoader
+from normtrain.tasks.translation.batching import TokenBatches
+from normtrain.tasks.translation.data import TranslationData
 
 Batches = list[list[int]]
 

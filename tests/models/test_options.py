@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from tiny import VOCAB, batch, causal_of, model_of, perturb_norms
 from torch import Tensor, nn
 
-from normtrain.data.tokenization import BOS, EOS, PAD
-from normtrain.decoding.beam import beam_search
 from normtrain.errors import UserError
 from normtrain.models import Seq2Seq
+from normtrain.models.token_ids import BOS, EOS, PAD
 from normtrain.norms import norm_names
+from normtrain.tasks.translation.decoding.beam import beam_search
 
 OPTIONS: list[dict[str, Any]] = [
     {"d_stream": 15, "heads": 2},

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from normtrain.errors import RunError
-from normtrain.run import fit, resume
-from normtrain.run.loop import TrainingRun
 from normtrain.tasks.diagnosis import diagnose
 from normtrain.tasks.updates import LAG, BrokenUpdate, UpdateWatch
+from normtrain.training import fit, resume
+from normtrain.training.loop import TrainingRun
 
 
 class NanBackward(torch.autograd.Function):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from normtrain.config.tasks import TranslationModel
 from normtrain.models import build_model
 from normtrain.norms import norm_names
-from normtrain.recipe_tasks import TranslationModel
 from normtrain.tasks.optim import (
     SCHEDULES,
     build_optimizer,

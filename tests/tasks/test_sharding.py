@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
+from normtrain.config.recipe import resolve
 from normtrain.models import build_language_model
-from normtrain.recipe import resolve
 from normtrain.tasks.sharding import (
     hold_whole,
     scale_gradients,

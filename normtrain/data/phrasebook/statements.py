@@ -6,12 +6,7 @@ from normtrain.data.phrasebook import grammar as g
 from normtrain.data.phrasebook import tenses as t
 from normtrain.data.phrasebook.grammar import Action, Draw, Pair
 from normtrain.data.phrasebook.lexicon import Place, Verb, lexicon
-from normtrain.data.phrasebook.numbers import (
-    WEEKDAYS,
-    clock,
-    english_number,
-    vietnamese_number,
-)
+from normtrain.data.phrasebook.numbers import WEEKDAYS, clock, english_number, vietnamese_number
 
 LEX = lexicon()
 Construction = Callable[[Draw], Pair]

@@ -1,1 +1,0 @@
-"""Lightning callbacks, each with one duty."""

@@ -1,0 +1,1 @@
+"""Load, override, check and explain recipes."""

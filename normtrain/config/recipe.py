@@ -1,0 +1,357 @@
+"""The recipe: one validated, frozen value with every choice of a run in it.
+
+``resolve`` is the way from what a person typed to a `Recipe`; ``dump`` writes one that ``load``
+reads back equal; ``diff`` says what changed between two. Nothing here imports torch except
+``check_norms``, which builds the named norms once to see that they exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from normtrain.config import bundled as recipes
+from normtrain.config import yamlio
+from normtrain.config.schema import (
+    DataRecipe,
+    DecodeRecipe,
+    ModelRecipe,
+    OptimRecipe,
+    Recipe,
+    TrainRecipe,
+)
+from normtrain.config.tasks import (
+    SECTIONS,
+    TASKS,
+    LanguageRecipe,
+    TranslationRecipe,
+    choices,
+    keys,
+    sections,
+    takes_text,
+    wanted,
+)
+from normtrain.errors import UserError
+
+__all__ = [
+    "DataRecipe",
+    "DecodeRecipe",
+    "LanguageRecipe",
+    "ModelRecipe",
+    "OptimRecipe",
+    "Recipe",
+    "TrainRecipe",
+    "TranslationRecipe",
+    "as_overrides",
+    "check_norms",
+    "diff",
+    "dump",
+    "from_plain",
+    "load",
+    "override",
+    "parse_override",
+    "parse_rule",
+    "resolve",
+    "whole_path",
+]
+
+
+def resolve(
+    name_or_path: str | Path,
+    norm: str | None = None,
+    norm_at: Iterable[str | tuple[str, str]] = (),
+    data: str | None = None,
+    seed: int | None = None,
+    precision: str | None = None,
+    overrides: Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Load a recipe, apply what the command line changes, and check it, norms included.
+
+    Args:
+        name_or_path: a recipe's name, or a YAML file.
+        norm: one norm for every place; drops the recipe's own ``norm_rules``.
+        norm_at: further rules, ``"GLOB=SPEC"`` or ``(glob, spec)``; the last match wins.
+        data: ``data.source``.
+        seed: ``train.seed``.
+        precision: ``train.precision``.
+        overrides: ``"section.key=value"`` with a YAML value; the last one of a key wins.
+        base: values by dotted key that stand for the recipe's own; all of the above wins over them.
+
+    Raises:
+        UserError: anything unknown or contradictory, or a key given by flag and by override.
+    """
+    recipe, base = load(name_or_path), base or {}
+    rules = [parse_rule(rule) for rule in norm_at]
+    flags: dict[str, Any] = {
+        "model.norm": norm,
+        "data.source": None if data is None else whole_path(data),
+        "train.seed": seed,
+        "train.precision": precision,
+    }
+    changes = {key: value for key, value in flags.items() if value is not None}
+    if norm is not None or rules:
+        own = base.get("model.norm_rules", recipe.model.norm_rules)
+        kept = [] if norm is not None else [list(rule) for rule in own]
+        changes["model.norm_rules"] = kept + rules
+    settings = dict(parse_override(text, recipe.task) for text in overrides)
+    for key in changes.keys() & settings.keys():
+        if key != "model.norm_rules" or rules:
+            raise UserError(f"{key} is given by its own option and by --set; give it once")
+    return check_norms(_changed(recipe, {**base, **changes, **settings}))
+
+
+def load(name_or_path: str | Path) -> Recipe:
+    """Load a recipe by name or from a YAML file; a file without ``name`` is named after itself.
+
+    Raises:
+        UserError: no such recipe or file, not YAML, an unknown key, a wrong value.
+    """
+    text, where, stem = recipes.read(name_or_path)
+    plain = yamlio.parse_mapping(text, where)
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
+    return from_plain({"name": slug} | plain, where)
+
+
+def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Validate nested plain values, as `Recipe.plain` gives them.
+
+    Raises:
+        UserError: an unknown key or a wrong value; the message starts with ``where``.
+    """
+    task = plain.get("task", "translation")
+    if not isinstance(task, str) or task not in TASKS:
+        known = f"it must be one of {', '.join(TASKS)}"
+        raise UserError(f"{where}: task is {_brief(task)} ({yamlio.kind_of(task)}); {known}")
+    for key in plain:
+        inside = plain[key] if isinstance(plain[key], Mapping) else {}
+        for name in (key, *inside):
+            if not isinstance(name, str):
+                raise UserError(f"{where}: {_brief(name)} cannot be a key; keys are names")
+        if key in SECTIONS and plain[key] is None:
+            raise UserError(f"{where}: section {key} is empty; leave it out or fill it")
+    try:
+        return TASKS[task].model_validate(dict(plain))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error, task)}") from None
+
+
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Apply ``"section.key=value"`` strings and check the outcome, norms included.
+
+    Raises:
+        UserError: an unknown key, or a value the key cannot take.
+    """
+    changes = dict(parse_override(text, recipe.task) for text in overrides)
+    return check_norms(_changed(recipe, changes))
+
+
+def parse_override(text: str, task: str) -> tuple[str, Any]:
+    """Split ``"section.key=value"`` into its dotted key and its YAML value.
+
+    ``task`` says which keys there are. A key that takes text gets the text as typed, so
+    ``data.revision=0012`` needs no quotes.
+
+    Raises:
+        UserError: no ``=``, an unknown key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
+    if key not in keys(task):
+        raise UserError(f"--set {_unknown_key(key, task)}")
+    value = value.strip(" \t\n")  # as YAML does; other white space may be text
+    if takes_text(task, key) and value not in ("", "~", "null") and value[0] not in "'\"":
+        return key, value
+    return key, yamlio.parse_value(value, f"--set {key}")
+
+
+def parse_rule(rule: str | tuple[str, str]) -> list[str]:
+    """Split ``"GLOB=SPEC"`` at its first ``=`` into a norm rule.
+
+    Raises:
+        UserError: one of the two is missing.
+    """
+    glob, _, spec = rule.partition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
+    if not glob.strip() or not spec.strip():
+        raise UserError(f"--norm-at {rule!r} should be PATTERN=NORM, as in 'encoder.*=layernorm'")
+    return [glob.strip(), spec.strip()]
+
+
+def whole_path(source: str) -> str:
+    """A data folder's or file's absolute path, so that a run resumes from anywhere; names stay.
+
+    Only text with a separator counts as a path: ``phrasebook`` is a corpus wherever one stands.
+    """
+    is_path = os.sep in source and not source.startswith("hf:") and Path(source).exists()
+    return str(Path(source).resolve()) if is_path else source
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every key, in canonical order; `load` reads an equal one back."""
+    return yamlio.write(recipe.plain())
+
+
+def diff(old: Recipe, new: Recipe) -> list[str]:
+    """What changed, a line a key: ``"model.d_model: 256 → 512"``; empty if nothing did."""
+    before, after = _flat(old.plain()), _flat(new.plain())
+    return [
+        f"{key}: {_show(before[key])} → {_show(after[key])}"
+        for key in before
+        if before[key] != after[key]
+    ]
+
+
+def as_overrides(recipe: Recipe) -> list[str]:
+    """Every key of the recipe as ``"section.key=value"``, so that `override` rebuilds it."""
+    flat = _flat(recipe.plain())
+    return [f"{key}={_show(value, quote=True)}" for key, value in flat.items()]
+
+
+def check_norms(recipe: Recipe) -> Recipe:
+    """Build every norm the recipe names, on no memory, and write their names canonically.
+
+    Returns:
+        The recipe with canonical specs, so that ``RMSNorm`` and ``rmsnorm`` compare equal.
+
+    Raises:
+        UserError: an unknown norm, or options it does not take.
+    """
+    model = recipe.model
+    stream = model.d_stream or model.d_model
+    rules = [
+        [glob, _canonical_norm(spec, stream, f"model.norm_rules {glob!r}")]
+        for glob, spec in model.norm_rules
+    ]
+    changes = {
+        "model.norm": _canonical_norm(model.norm, stream, "model.norm"),
+        "model.qk_norm": _canonical_norm(
+            model.qk_norm, model.d_model // model.heads, "model.qk_norm"
+        ),
+        "model.embedding_norm": _canonical_norm(
+            model.embedding_norm, stream, "model.embedding_norm"
+        ),
+        "model.norm_rules": rules,
+    }
+    return _changed(recipe, changes)
+
+
+def _canonical_norm(spec: str, dim: int, where: str) -> str:
+    import torch
+
+    from normtrain.norms import NormSpec, build_norm
+
+    try:
+        parsed = NormSpec.parse(spec)
+        with torch.device("meta"):
+            build_norm(parsed, dim)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error
+    return str(parsed)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    plain = recipe.plain()
+    if changes.get("task", recipe.task) != recipe.task:
+        raise UserError(
+            f"recipe {recipe.name} is for the task {recipe.task}, which --set can't change; name "
+            "another --recipe"
+        )
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (plain[section] if section else plain)[name] = value
+    return from_plain(plain, f"recipe {recipe.name}")
+
+
+def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {key: value for key, value in plain.items() if key not in SECTIONS}
+    for section in SECTIONS:
+        flat |= {f"{section}.{key}": value for key, value in plain[section].items()}
+    return flat
+
+
+def _show(value: Any, quote: bool = False) -> str:
+    """A value as ``--set`` takes it; without ``quote``, text stays bare for reading."""
+    if isinstance(value, str) and not quote:
+        return value
+    return yamlio.write_value(value)
+
+
+def _explain(error: ValidationError, task: str) -> str:
+    """One sentence on the first problem, in the recipe's words instead of the validator's."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    loc = [str(part) for part in first["loc"]]
+    if first["type"] == "value_error" and not loc:
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(".".join(loc), task) + more
+    kind = yamlio.kind_of(first["input"])
+    given = _brief(first["input"]) + ("" if kind == "null" else f" ({kind})")
+    if loc[:1] and loc[0] in SECTIONS and len(loc) == 1:
+        return f"section {loc[0]} is {given}; it must be a mapping of keys{more}"
+    key = ".".join(loc[:2]) if loc and loc[0] in SECTIONS else ".".join(loc[:1])
+    if len(loc) > len(key.split(".")):  # the problem sits inside a list
+        given = f"wrong at {given}" if first["type"] != "missing" else "too short"
+    if first["type"] == "string_unicode":
+        return f"{key} is {given}, which is not UTF-8; name it otherwise, as by a link{more}"
+    if first["type"] == "less_than_equal":
+        return f"{key} is {given}; it must be at most {first['ctx']['le']}{more}"
+    hint = ""
+    if isinstance(first["input"], str) and first["type"] == "literal_error":
+        near = difflib.get_close_matches(first["input"].lower(), choices(task, key), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+    return f"{key} is {given}; it must be {wanted(task, key)}{hint}{more}"
+
+
+def _brief(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    return reprlib.repr(value)
+
+
+def _unknown_key(key: str, task: str) -> str:
+    """Say that a dotted key is unknown, with the likeliest one: same name elsewhere, then typos."""
+    parts, known_keys = sections(task), keys(task)
+    if key in parts:
+        first = next(iter(parts[key].model_fields))
+        return f"{key} is a section, not a key; name one of its keys, as in {key}.{first}"
+    section, _, name = key.rpartition(".")
+    near = [known for known in known_keys if known.rpartition(".")[2] == name]
+    near = near or _closest(section, name, task) or _sections_like(name)
+    near = near or difflib.get_close_matches(key.lower(), known_keys, n=1)
+    names = [known.rpartition(".")[2] for known in known_keys]
+    near = near or [
+        known
+        for word in difflib.get_close_matches(name.lower(), names)
+        for known in known_keys
+        if known.rpartition(".")[2] == word
+    ]
+    others = [other for other in TASKS if other != task and key in keys(other)]
+    if others:
+        return f"{key} is a key of the task {others[0]}, and this recipe's is {task}"
+    if near:
+        return f"unknown key {key!r}; did you mean {' or '.join(dict.fromkeys(near))}?"
+    return f"unknown key {key!r}; sections are {', '.join(SECTIONS)}"
+
+
+def _sections_like(name: str) -> list[str]:
+    return difflib.get_close_matches(name.lower(), SECTIONS, n=1)
+
+
+def _closest(section: str, name: str, task: str) -> list[str]:
+    """The key of the section meant; empty if unclear."""
+    near = _sections_like(section)
+    if not near:
+        return []
+    fields = sections(task)[near[0]].model_fields
+    return [f"{near[0]}.{match}" for match in difflib.get_close_matches(name.lower(), fields, n=1)]

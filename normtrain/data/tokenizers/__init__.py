@@ -1,0 +1,1 @@
+"""Tokenizers of running text: byte-level BPE, words, bytes and characters."""

@@ -1,0 +1,203 @@
+"""Hugging Face's Llama format, and Qwen3's, which is Llama's with norms on queries and keys.
+
+Touvron et al. 2023 (LLaMA): pre-norm RMSNorm, rotary positions, SwiGLU. Rotary pairs are feature i
+and i + d/2 there as here, so weights move as they are; query, key and value are three matrices
+there and the rows of one here, and so are gate and value of SwiGLU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normtrain.config.tasks import LanguageModel
+from normtrain.hf.model_config import Config
+from normtrain.hf.refusal import common_eps, refusal, require, shared_eps
+from normtrain.hf.slots import Slot, slot
+from normtrain.norms import NormSpec
+
+IGNORED = ("*.rotary_emb.inv_freq",)
+"""Weights that old files carry though they follow from the sizes."""
+
+_CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_NAMES = {"llama": "Llama", "qwen3": "Qwen3"}
+
+
+def to_config(section: LanguageModel, model_type: str) -> dict[str, Any]:
+    """The ``config.json`` of a model, without its vocabulary.
+
+    Args:
+        section: the recipe's model section.
+        model_type: ``"llama"`` or ``"qwen3"``.
+
+    Raises:
+        UserError: the format has no such model; the key is named.
+    """
+    form = _NAMES[model_type]
+    require(form, section, placement="pre", positions="rotary", activation="swiglu")
+    require(form, section, embedding_norm="none", zero_mean="none", head_bias=False)
+    require(form, section, d_stream=(None, section.d_model))
+    eps = common_eps(form, section, "rmsnorm", bias=False, eps_mode="inside")
+    _check_query_norm(section, model_type, eps)
+    biases = {"attention_bias": section.bias}
+    if model_type == "llama":
+        biases["mlp_bias"] = section.bias
+    return {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "hidden_size": section.d_model,
+        "intermediate_size": section.d_ff,
+        "num_hidden_layers": section.layers,
+        "num_attention_heads": section.heads,
+        "num_key_value_heads": section.kv_heads or section.heads,
+        "head_dim": section.d_model // section.heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": section.max_positions,
+        "rms_norm_eps": eps,
+        # Both ways of writing it: the second is that of transformers 5.
+        "rope_theta": section.rotary_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": section.rotary_base},
+        **biases,
+        "attention_dropout": section.attention_dropout,
+        "tie_word_embeddings": section.tie,
+        "use_cache": True,
+    }
+
+
+def _check_query_norm(section: LanguageModel, model_type: str, eps: float) -> None:
+    spec = NormSpec.parse(section.qk_norm)
+    if model_type == "llama":
+        if spec.name != "none":
+            hint = "; Qwen3's, --format qwen3, has rmsnorm" if spec.name == "rmsnorm" else ""
+            raise refusal("Llama", "qk_norm", spec, f"only none{hint}")
+        return
+    if spec.name != "rmsnorm":
+        raise refusal("Qwen3", "qk_norm", spec, "only rmsnorm")
+    if section.bias:
+        raise refusal("Qwen3", "bias", True, "no bias in its feed-forward layers")
+    options = {"bias": False, "eps_mode": "inside"}
+    own = shared_eps("Qwen3", {"the queries": spec}, "rmsnorm", options)
+    if own != eps:
+        raise refusal("Qwen3", "qk_norm", spec, f"the eps of the other norms there, {eps:g}")
+
+
+def from_config(config: Config) -> dict[str, Any]:
+    """What a ``config.json`` says of the model, by the keys of the recipe's model section.
+
+    Raises:
+        UserError: a key is missing, wrong, or asks for what this package's models don't compute.
+    """
+    model_type = config.values["model_type"]
+    heads = config.whole("num_attention_heads")
+    d_model = config.whole("hidden_size")
+    kv_heads = config.whole("num_key_value_heads", heads)
+    width = config.whole("head_dim", 128 if model_type == "qwen3" else max(1, d_model // heads))
+    if width * heads != d_model:
+        raise config.wrong("head_dim", f"hidden_size / num_attention_heads, {d_model / heads:g}")
+    if heads % kv_heads:
+        raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
+    config.only("hidden_act", "silu")
+    if config.flag("use_sliding_window", model_type != "qwen3"):  # Qwen3's may be named and off
+        config.only("sliding_window", None)
+    if any(kind != "full_attention" for kind in config.values.get("layer_types") or ()):
+        raise config.wrong("layer_types", "full_attention alone: every token sees all before it")
+    eps = config.number("rms_norm_eps", 1e-6)
+    norm = str(NormSpec("rmsnorm", {"eps": eps}))
+    return {
+        "norm": norm,
+        "norm_rules": [],
+        "placement": "pre",
+        "qk_norm": norm if model_type == "qwen3" else "none",
+        "embedding_norm": "none",
+        "zero_mean": "none",
+        "d_model": d_model,
+        "d_stream": None,
+        "heads": heads,
+        "kv_heads": None if kv_heads == heads else kv_heads,
+        "layers": config.whole("num_hidden_layers"),
+        "d_ff": config.whole("intermediate_size"),
+        "activation": "swiglu",
+        "attention_dropout": config.fraction("attention_dropout", 0.0),
+        "positions": "rotary",
+        "rotary_base": _rotary_base(config),
+        "max_positions": config.whole("max_position_embeddings", 2048),
+        "bias": _bias(config, model_type),
+        "head_bias": False,
+        "tie": config.flag("tie_word_embeddings", False),
+    }
+
+
+def _bias(config: Config, model_type: str) -> bool:
+    attention = config.flag("attention_bias", False)
+    feed_forward = config.flag("mlp_bias", False) if model_type == "llama" else False
+    if attention != feed_forward:
+        wanted = (
+            f"{str(feed_forward).lower()}: normtrain's layers have biases everywhere or nowhere"
+        )
+        raise config.wrong("attention_bias", wanted)
+    return attention
+
+
+def _rotary_base(config: Config) -> float:
+    """Theta, from its old place or its new one; scaled positions are refused."""
+    config.only("partial_rotary_factor", None, 1.0)
+    base = config.values.get("rope_theta")
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.values.get(key)
+        if rope is None:
+            continue
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else ""
+        if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            raise config.wrong(key, "null or of rope_type default: scaled rotary positions are not "
+                               "among normtrain's")  # fmt: skip
+        base = rope.get("rope_theta", base)
+    if base is None:
+        return 10000.0
+    if type(base) not in (int, float) or not 0 < base < float("inf"):
+        raise config.wrong("rope_theta", "a number above 0")
+    return float(base)
+
+
+def slots(section: LanguageModel, vocab_size: int) -> list[Slot]:
+    """Where each weight lies, in either direction."""
+    d, ff = section.d_model, section.d_ff
+    kv = d // section.heads * (section.kv_heads or section.heads)
+    table = [
+        slot("embedding.weight", "model.embed_tokens.weight", vocab_size, d),
+        slot("decoder.norm.weight", "model.norm.weight", d),
+    ]
+    if not section.tie:
+        table.append(slot("head.weight", "lm_head.weight", vocab_size, d))
+    for i in range(section.layers):
+        our, their = f"decoder.layers.{i}", f"model.layers.{i}"
+        table += [
+            slot(f"{our}.attention_residual.norm.weight", f"{their}.input_layernorm.weight", d),
+            slot(f"{our}.feed_forward_residual.norm.weight",
+                 f"{their}.post_attention_layernorm.weight", d),
+        ]  # fmt: skip
+        if section.qk_norm != "none":
+            head = d // section.heads
+            table += [
+                slot(f"{our}.attention.{n}_norm.weight", f"{their}.self_attn.{n}_norm.weight", head)
+                for n in "qk"
+            ]
+        for kind in ("weight", "bias") if section.bias else ("weight",):
+            table += _linears(our, their, kind, d, kv, ff)
+    return table
+
+
+def _linears(our: str, their: str, kind: str, d: int, kv: int, ff: int) -> list[Slot]:
+    def shape(rows: int, columns: int) -> tuple[int, ...]:
+        return (rows, columns) if kind == "weight" else (rows,)
+
+    attention, mlp = f"{their}.self_attn", f"{their}.mlp"
+    parts = tuple(
+        (f"{attention}.{n}_proj.{kind}", shape(rows, d))
+        for n, rows in zip("qkv", (d, kv, kv))  # noqa: B905
+    )
+    gates = tuple((f"{mlp}.{name}_proj.{kind}", shape(ff, d)) for name in ("gate", "up"))
+    return [
+        Slot(f"{our}.attention.query_key_value.{kind}", parts),
+        slot(f"{our}.attention.output.{kind}", f"{attention}.o_proj.{kind}", *shape(d, d)),
+        Slot(f"{our}.feed_forward.inner.{kind}", gates),
+        slot(f"{our}.feed_forward.outer.{kind}", f"{mlp}.down_proj.{kind}", *shape(d, ff)),
+    ]

@@ -1,0 +1,1 @@
+"""Measure what each norm of a model sees, and log it while a model trains."""

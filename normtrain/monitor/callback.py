@@ -1,0 +1,279 @@
+"""``NormMonitor``: what each norm of a model sees in training, and a word when that goes wrong."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from normtrain.errors import UserError
+from normtrain.monitor.statistics import Layer, Numbers, Watch, norm_layers
+from normtrain.norms.base import positive
+from normtrain.swap.callback.flavours import callback_class
+
+
+class NormWarning(UserWarning):
+    """A norm's input, output or gain has collapsed or exploded, or a norm can't be seen."""
+
+
+class NormMonitorHooks:
+    """Reports on every norm of the model each `every` optimizer steps, to every logger.
+
+    In steps `every`, 2 * `every`, … it looks at one batch (the first, where gradients are
+    accumulated) and logs for each norm, as ``norms/<module name>/<number>``:
+
+    ==================  ==========================================================================
+    ``input_mean``      mean of all input values
+    ``input_rms``       their root mean square
+    ``input_std``       their standard deviation
+    ``near_zero_rows``  share of the rows (what is normalised together: a position's features, a
+                        batch norm's channel, a group) whose variance is below `near_zero`
+    ``output_rms``      root mean square of the output
+    ``gain_mean``, ``gain_min``, ``gain_max``, ``gain_std``
+                        of the gain (Gemma's stored ``w`` counts as ``1 + w``); absent without one
+    ``gradient_norm``   Euclidean norm of the loss's gradient by the output, the loss as the
+                        training step returned it: loss scaling and accumulation are undone;
+                        absent where the output is the input itself
+    ==================  ==========================================================================
+
+    `last` holds the newest numbers as ``{module name: {number: float}}`` and `step` their step.
+
+    Norms are this package's, PyTorch's, and every module whose class has "norm" in its name, whose
+    input and output are one tensor each of the same shape. A norm used several times in a step is
+    reported once, over all uses; one that was not called is left out. With several ranks the
+    numbers are those of rank 0's batch, and only rank 0 measures, logs, warns and has `last`.
+
+    Hooks are in the model only while a step is measured: other steps, validation and testing run
+    as without the monitor, and the results of training are the same bit for bit. The device is
+    waited for once in a step measured.
+
+    Norms inside code that ``torch.compile`` made call no hooks and are not seen, which is warned
+    about once. With ``eager=True`` the steps measured run without ``torch.compile`` (slower, and
+    rounded as uncompiled code rounds), so that all are seen.
+
+    A `NormWarning` names a layer and a number, once for each layer and kind: **collapse** if the
+    input's or the output's RMS is below `collapse` (an output that is exactly zero is taken for a
+    gain that starts there), or if more than half of the rows are near zero; **explosion** if one of
+    the two, or a gain, is above `explosion` or any number is not finite (an infinite gradient is
+    what loss scaling tries out, and no explosion there).
+
+    Args:
+        every: optimizer steps between two measurements.
+        near_zero: the variance below which a row counts as near zero.
+        collapse: the RMS below which is warned.
+        explosion: the RMS and gain above which is warned.
+        eager: whether steps measured run without ``torch.compile``.
+
+    Raises:
+        UserError: an argument is out of range; when training starts, if the model has no norm.
+    """
+
+    def __init__(
+        self,
+        every: int = 50,
+        near_zero: float = 1e-6,
+        collapse: float = 1e-3,
+        explosion: float = 1e3,
+        *,
+        eager: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise UserError(f"every must be a whole number of steps, at least 1, not {every!r}")
+        if not isinstance(eager, bool):
+            raise UserError(f"eager must be true or false, not {eager!r}")
+        self.every, self.eager = every, eager
+        self.near_zero = positive("near_zero", near_zero)
+        self.collapse = positive("collapse", collapse)
+        self.explosion = positive("explosion", explosion)
+        if self.collapse >= self.explosion:
+            raise UserError(f"collapse ({collapse}) must be below explosion ({explosion})")
+        self.last: dict[str, Numbers] = {}
+        self.step: int | None = None
+        self._warned: set[tuple[str, str]] = set()
+        self._reached: int | None = None
+        self._watch: Watch | None = None
+        self._loss_scale: Tensor | None = None
+        self._stance: ExitStack | None = None
+        self._measured: int | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but a measurement under way and what Lightning lends of the model."""
+        lent = ("log", "log_dict")
+        away = dict.fromkeys(("_watch", "_loss_scale", "_stance", "_measured"))
+        return {key: v for key, v in vars(self).items() if key not in lent} | away
+
+    @property
+    def state_key(self) -> str:
+        """Where a checkpoint keeps the state: the same whatever the arguments and flavour."""
+        return "NormMonitor"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The newest numbers and their step, and the step up to which nothing is due."""
+        return {"last": self.last, "step": self.step, "reached": self._reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was."""
+        self.last, self.step = state_dict["last"], state_dict["step"]
+        self._reached = state_dict["reached"]
+
+    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Drop what an interrupted run may have left."""
+        self._stop()
+
+    def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Find the norms.
+
+        Raises:
+            UserError: there are none.
+        """
+        if not norm_layers(pl_module):
+            raise UserError(
+                f"NormMonitor finds no norm in {type(pl_module).__name__}: no module of PyTorch's "
+                f"or normtrain's norms, nor of a class with 'norm' in its name; take it out of "
+                f"the callbacks"
+            )
+        # A Trainer of its own starts again at 0.
+        if self._reached is None or self._reached > trainer.global_step:
+            self._reached = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin to measure when it is time."""
+        self._stop()
+        assert self._reached is not None
+        step = trainer.global_step + 1
+        # Several optimizers take several steps a batch, so a multiple may be jumped over.
+        if step // self.every <= self._reached // self.every:
+            return
+        self._measured = step
+        if self.eager:  # on every rank: they must all communicate alike
+            self._stance = ExitStack()
+            self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+        if trainer.is_global_zero:
+            self._loss_scale = _loss_scale(trainer)
+            layers = norm_layers(pl_module)
+            self._watch = Watch(layers, self.near_zero, lambda: bool(trainer.interrupted))
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Finish measuring: log, and warn where something is wrong."""
+        if self._measured is None:
+            return
+        watch, scale, self._reached = self._watch, self._loss_scale, self._measured
+        self._stop()
+        if watch is None:
+            return
+        self.last, self.step = watch.numbers(scale), self._reached
+        flat = {f"norms/{name}/{key}": v for name, n in self.last.items() for key, v in n.items()}
+        for logger in trainer.loggers if flat else ():
+            logger.log_metrics(flat, self.step)
+        self._warn_of_unseen(watch.layers)
+        tries_scales = _scaler(trainer) is not None
+        for name, numbers in self.last.items():
+            for kind, what in self._troubles(numbers, tries_scales):
+                self._warn((name, kind), f"step {self.step}, norm {name}: {kind}, {what}")
+
+    def _troubles(self, numbers: Numbers, tries_scales: bool) -> Iterator[tuple[str, str]]:
+        """The kind of what is wrong with one norm, and the number that says so."""
+        limit = self.explosion
+        gain = max(abs(numbers.get("gain_min", 0.0)), abs(numbers.get("gain_max", 0.0)))
+        sizes = {
+            "the input's RMS": numbers["input_rms"],
+            "the output's RMS": numbers["output_rms"],
+            "the largest gain": gain,
+        }
+        for what, value in sizes.items():
+            if not value <= limit:  # not a number is neither below nor above
+                yield "explosion", f"{what} is {value:.4g}, above {limit:g}"
+        gradient = numbers.get("gradient_norm", 0.0)
+        if not math.isfinite(gradient) and not tries_scales:
+            yield "explosion", f"the norm of the gradient is {gradient}"
+        if numbers["input_rms"] < self.collapse:
+            yield "collapse", f"the input's RMS is {numbers['input_rms']:.4g}, {self._below}"
+        if 0 < numbers["output_rms"] < self.collapse:
+            yield "collapse", f"the output's RMS is {numbers['output_rms']:.4g}, {self._below}"
+        if numbers["near_zero_rows"] > 0.5:
+            share = f"{numbers['near_zero_rows']:.0%}"
+            yield (
+                "collapse",
+                f"{share} of the input's rows have a variance below {self.near_zero:g}",
+            )
+
+    @property
+    def _below(self) -> str:
+        return f"below {self.collapse:g}"
+
+    def _warn_of_unseen(self, layers: list[Layer]) -> None:
+        unseen = [layer for layer in layers if layer.name not in self.last]
+        if self.last:  # some norms may rightly rest, those of experts for example
+            unseen = [layer for layer in unseen if layer.compiled]
+        if unseen:
+            how = "" if self.eager else "; if that is due to torch.compile, eager=True shows them"
+            self._warn(
+                ("", "unseen"),
+                f"step {self.step}: {len(unseen)} of {len(layers)} norms were not seen to be "
+                f"called, {unseen[0].name} among them{how}",
+            )
+
+    def _warn(self, key: tuple[str, str], text: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"NormMonitor, {text}", NormWarning, stacklevel=3)
+
+    def _stop(self) -> None:
+        """Take every hook out of the model, and let torch.compile be."""
+        if self._watch is not None:
+            self._watch.close()
+        if self._stance is not None:
+            self._stance.close()
+        self._watch = self._stance = self._loss_scale = self._measured = None
+
+    def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Stop what a skipped batch has left."""
+        self._stop()
+
+    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
+        """Stop what a skipped batch has left."""
+        self._stop()
+
+    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
+        """Stop."""
+        self._stop()
+
+    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
+        """Stop."""
+        self._stop()
+
+
+def _scaler(trainer: Any) -> Any:
+    """What multiplies the loss in float16 training; None in any other."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _loss_scale(trainer: Any) -> Tensor:
+    """What Lightning multiplies the training step's loss by, ``()``, where the model is."""
+    one = torch.ones((), device=trainer.strategy.root_device)
+    scaler = _scaler(trainer)
+    whole = one if scaler is None else scaler.scale(one)
+    return whole / trainer.accumulate_grad_batches
+
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
+    class NormMonitor(NormMonitorHooks, Callback):
+        """See `NormMonitorHooks`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "NormMonitor":
+        return callback_class(NormMonitorHooks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Swap norms inside a Lightning project, and keep its checkpoints honest about them."""

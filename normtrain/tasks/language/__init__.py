@@ -1,0 +1,1 @@
+"""Language modelling: data, module, metrics, sampling, evaluation."""

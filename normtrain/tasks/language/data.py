@@ -1,0 +1,209 @@
+"""The Lightning data module of language modelling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch.utils.data import DataLoader
+
+from normtrain.data.base import CorpusData
+from normtrain.data.tokenizers.build import cached_text_tokenizer
+from normtrain.data.tokenizers.protocol import TextTokenizer
+from normtrain.errors import UserError
+from normtrain.tasks.language.corpora import TextCorpus, load_text
+from normtrain.tasks.language.encoding import EncodedText, encode_text
+from normtrain.tasks.language.windows import (
+    EvaluationWindows,
+    TextWindows,
+    WindowBatches,
+    check_window,
+)
+
+
+class LanguageData(CorpusData[EncodedText]):
+    """Corpus, tokenizer, encodings and loaders of a language-modelling run.
+
+    Use it with ``Trainer(use_distributed_sampler=False)``: batches are sliced by rank here.
+
+    Args:
+        source: a corpus name, ``hf:owner/name``, a folder or a file (see `load_text`).
+        revision: pins a dataset of the Hub.
+        tokenizer: its kind: ``"bpe"``, ``"word"``, ``"byte"`` or ``"char"``.
+        vocab_size: ids of the tokenizer, at most; None takes all words or characters.
+        window: input tokens of a window.
+        max_tokens: input tokens of a batch, at most.
+        document_mark: put the tokenizer's `eos` between documents (see `encode_text`).
+        workers: loader processes; 0 assembles batches in the training process.
+        seed: decides the order of batches.
+        total_batches: batches of the whole run, over all ranks; the training loader then is one
+            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
+        cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
+        given_tokenizer: the one of the checkpoint, when resuming or evaluating; else one is
+            trained on the training split.
+        splits: which splits to load; None takes train, valid and, where there is one, test.
+
+    Attributes:
+        corpus: the `TextCorpus`, after `setup`.
+        tokenizer: the `TextTokenizer`, after `setup`.
+        encoded: `EncodedText` by split, after `setup`.
+        report: sentences on what was loaded and cut; nothing is printed here.
+    """
+
+    corpus: TextCorpus
+    tokenizer: TextTokenizer
+
+    def __init__(
+        self,
+        source: str,
+        revision: str | None = None,
+        tokenizer: str = "bpe",
+        vocab_size: int | None = 8000,
+        window: int = 256,
+        max_tokens: int = 4096,
+        document_mark: bool = True,
+        workers: int = 0,
+        seed: int = 1,
+        total_batches: int | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        given_tokenizer: TextTokenizer | None = None,
+        splits: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(source, workers=workers, seed=seed, total_batches=total_batches)
+        self.revision = revision
+        self.kind = tokenizer
+        self.vocab_size = vocab_size
+        self.window = window
+        self.max_tokens = max_tokens
+        self.document_mark = document_mark
+        self.cache_dir = cache_dir
+        self.splits = splits
+        self._given_tokenizer = given_tokenizer
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load, tokenize and encode; a second call changes nothing.
+
+        Raises:
+            UserError: the corpus or the settings can't be used.
+            RunError: the Hub can't be reached, or the cache can't be written.
+        """
+        if self.encoded:
+            return
+        check_window(self.window)
+        corpus = load_text(self.source, revision=self.revision, splits=self.splits)
+        tokenizer = self._given_tokenizer or self._trained(corpus)
+        encoded = {
+            split: encode_text(
+                documents, tokenizer, document_mark=self.document_mark, cache_dir=self.cache_dir
+            )
+            for split, documents in corpus.splits.items()
+        }
+        self.corpus, self.tokenizer = corpus, tokenizer
+        self.report = self._describe(encoded)
+        self.encoded = encoded
+
+    def check_ranks(self, world: int) -> None:
+        """See that every process has something to do.
+
+        Raises:
+            UserError: a split has fewer windows than there are processes.
+        """
+        for split, text in self.encoded.items():
+            if split == "train":
+                self._batches(0, world)
+                continue
+            windows = len(EvaluationWindows(text, self.window))
+            if windows < world:
+                raise UserError(
+                    f"{self.source}: the split {split!r} has {windows} windows, too few for "
+                    f"{world} processes"
+                )
+
+    def evaluation_loader(
+        self,
+        split: str,
+        *,
+        stride: int | None = None,
+        batch_size: int | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+    ) -> DataLoader[dict[str, torch.Tensor]]:
+        """Windows that score every token of a split once (see `EvaluationWindows`).
+
+        Args:
+            split: which split.
+            stride: by how much windows advance; None takes `window`. A smaller one gives tokens
+                more context and takes longer.
+            batch_size: windows of a batch; None takes what `max_tokens` has room for.
+            rank: which slice this process takes; None asks the trainer, if there is one.
+            world: how many slices there are.
+
+        Raises:
+            UserError: the split wasn't loaded, or a setting can't be used.
+        """
+        windows = EvaluationWindows(self._split(split), self.window, stride)
+        if batch_size is None:
+            batch_size = max(1, self.max_tokens // self.window)
+        if rank is None or world is None:
+            rank, world = self._place()
+        batches = windows.batches(batch_size, rank=rank, world=world)
+        return DataLoader(windows, batch_sampler=cast(Any, batches), **self._workers())
+
+    def _trained(self, corpus: TextCorpus) -> TextTokenizer:
+        if "train" not in corpus.splits:
+            raise UserError(f"{self.source}: without its train split there is no tokenizer")
+        size = None if self.kind == "byte" else self.vocab_size
+        return cached_text_tokenizer(corpus.splits["train"], self.kind, size, self.cache_dir)
+
+    def _batches(self, rank: int, world: int) -> WindowBatches:
+        return self._plan(self._split("train"), rank, world)
+
+    def _plan(self, train: EncodedText, rank: int, world: int) -> WindowBatches:
+        try:
+            return WindowBatches(
+                len(train), self.window, self.max_tokens, seed=self.seed, rank=rank, world=world
+            )
+        except UserError as error:
+            raise UserError(f"{self.source}: {error}") from error
+
+    def _rows(self, split: str) -> TextWindows:
+        return TextWindows(self._split(split), self.window)
+
+    def _describe(self, encoded: dict[str, EncodedText]) -> list[str]:
+        origin = self.corpus.provenance
+        at = f" at revision {origin['revision']}" if origin["revision"] else ""
+        version = f" of Python {origin['python']}" if origin["kind"] == "python" else ""
+        lines = [f"corpus {origin['source']}{version or at}"]
+        if origin.get("skipped"):
+            lines.append(f"skipped {origin['skipped']:,} files that are not UTF-8")
+        if self.revision and origin["kind"] != "hub":
+            lines.append(f"revision {self.revision} has no effect: the corpus is not on the Hub")
+        for split, text in encoded.items():
+            counts = text.counts
+            lines.append(
+                f"{split}: {counts.tokens:,} tokens, {counts.bytes:,} bytes, "
+                f"{counts.words:,} words in {counts.lines:,} lines, {counts.documents:,} documents"
+            )
+        lines += self._about_the_tokenizer()
+        if "train" in encoded:
+            batches = self._plan(encoded["train"], 0, 1)
+            lines.append(
+                f"batches: {len(batches):,} an epoch of {self.max_tokens // self.window:,} windows "
+                f"of {self.window:,} tokens"
+            )
+        return lines
+
+    def _about_the_tokenizer(self) -> list[str]:
+        size, asked, kind = self.tokenizer.vocab_size, self.vocab_size, self.tokenizer.kind
+        line = f"vocabulary: {size:,} ids ({kind})"
+        lines = [line]
+        if self._given_tokenizer is None and asked is not None:
+            if kind == "byte":
+                lines.append(f"vocab_size {asked:,} has no effect: bytes have {size:,} ids")
+            elif size < asked:
+                lines = [f"{line[:-1]}; {asked:,} asked, the text gives no more)"]
+        if kind == "word" and self.document_mark:
+            lines.append("documents are not marked: the word tokenizer marks line ends")
+        return lines

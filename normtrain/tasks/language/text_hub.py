@@ -1,0 +1,147 @@
+"""Text from the Hugging Face Hub, through `datasets`; plain data files only."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from normtrain.data import hub as _hub
+from normtrain.data.documents import (
+    Documents,
+    Piece,
+    document,
+    documents_of,
+    in_pieces,
+)
+from normtrain.errors import RunError, UserError
+from normtrain.tasks.language.files import SPLITS, articles, chosen, standard_cuts
+
+WIKITEXT = "Salesforce/wikitext"
+ENWIK8 = "LTCB/enwik8"
+#: The tokenised, word-level versions.
+CONFIGURATIONS = {"wikitext2": "wikitext-2-v1", "wikitext103": "wikitext-103-v1"}
+
+#: A loader takes (repository, configuration, revision) and returns split name to dataset.
+Loader = Callable[[str, str | None, str | None], Mapping[str, Any]]
+
+_NAMES = {"valid": ("validation", "valid", "dev")}
+_OFFLINE = (
+    "train offline with '--data python', or on your own text with '--data DIR' (train.txt, "
+    "valid.txt, test.txt) or '--data FILE'"
+)
+# The dataset is a script, which is not run; the Hub keeps its rows as data files in this branch.
+_ENWIK8_ROWS, _ENWIK8_BRANCH = "enwik8-raw", "refs/convert/parquet"
+_ROWS = 256
+
+
+def load_hub_text(
+    repository: str,
+    configuration: str | None,
+    revision: str | None,
+    splits: Sequence[str] | None,
+    loader: Loader | None = None,
+) -> tuple[dict[str, Documents], str | None]:
+    """Read a dataset with a ``text`` column; a row is a document.
+
+    WikiText's rows are its lines, and its documents its articles. enwik8 is cut after 90 and after
+    95 million bytes, and needs memory for three times its size.
+
+    Args:
+        repository: ``owner/name``.
+        configuration: which of the dataset's configurations; None takes its only one.
+        revision: a branch, tag or commit (of enwik8, one that holds its rows as data files); None
+            takes the newest.
+        splits: which splits; None takes train, valid and, where there is one, test.
+        loader: stands in for the Hub.
+
+    Returns:
+        The splits, and the commit that was read, None where it can't be told.
+
+    Raises:
+        UserError: no such dataset, configuration, revision or split, or no ``text`` column.
+        RunError: the Hub can't be reached and the dataset isn't cached.
+    """
+    if repository == ENWIK8:
+        return _load_enwik8(revision, splits, loader)
+    tables = (loader or _download)(repository, configuration, revision)
+    found: dict[str, Documents] = {}
+    commit: str | None = None
+    for split in splits if splits is not None else SPLITS:
+        name = next((n for n in _NAMES.get(split, (split,)) if n in tables), None)
+        if name is None:
+            if splits is None and split == "test":
+                continue
+            raise UserError(
+                f"the dataset {repository} has no split {split!r}; it has {', '.join(tables)}"
+            )
+        table = _text_column(repository, tables[name])
+        found[split] = _wikitext(table) if repository == WIKITEXT else _rows_as_documents(table)
+        commit = commit or _hub.commit_of(tables[name])
+    return found, commit or _hub.resolve(repository, revision, loader is None)
+
+
+def _load_enwik8(
+    revision: str | None, splits: Sequence[str] | None, loader: Loader | None
+) -> tuple[dict[str, Documents], str | None]:
+    wanted = chosen(splits)
+    revision = revision or _ENWIK8_BRANCH
+    try:
+        tables = (loader or _download)(ENWIK8, _ENWIK8_ROWS, revision)
+    except (UserError, RunError) as error:
+        hint = "; or fetch the file enwik8 itself and give it with '--data ./enwik8'"
+        raise type(error)(f"{error}{hint}") from error
+    table = _text_column(ENWIK8, tables["train"])
+    first, second, size = standard_cuts(len(_joined(table)), f"the dataset {ENWIK8}")
+    borders = {"train": (0, first), "valid": (first, second), "test": (second, size)}
+    commit = _hub.commit_of(tables["train"]) or _hub.resolve(ENWIK8, revision, loader is None)
+    return {split: _stretch(table, *borders[split]) for split in wanted}, commit
+
+
+def _stretch(table: Any, begin: int, end: int) -> Documents:
+    def read() -> Iterator[Piece]:
+        return document(in_pieces(io.BytesIO(_joined(table)[begin:end]), strict=False))
+
+    return Documents(read)
+
+
+def _joined(table: Any) -> bytes:
+    return b"".join(text.encode("utf-8") for text in _texts(table))
+
+
+def _rows_as_documents(table: Any) -> Documents:
+    return documents_of(lambda: (text for text in _texts(table) if text))
+
+
+def _wikitext(table: Any) -> Documents:
+    def lines() -> Iterator[str]:
+        for text in _texts(table):
+            # On the Hub a blank line is empty; in the files it is a space, as every line has one.
+            yield text if text.endswith("\n") else (text or " ") + "\n"
+
+    return Documents(lambda: articles(lines()))
+
+
+def _text_column(repository: str, table: Any) -> Any:
+    names = list(table.column_names)
+    if "text" not in names:
+        raise UserError(
+            f"the dataset {repository} has the columns {', '.join(names)}; it needs 'text'"
+        )
+    if getattr(table.features["text"], "dtype", None) not in ("string", "large_string"):
+        raise UserError(f"the column 'text' of the dataset {repository} does not hold text")
+    return table.select_columns("text")
+
+
+def _texts(table: Any) -> Iterator[str]:
+    for rows in table.iter(batch_size=_ROWS):
+        for text in rows["text"]:
+            yield text or ""
+
+
+def _download(
+    repository: str, configuration: str | None, revision: str | None
+) -> Mapping[str, Any]:
+    # In the branch of data files a configuration is a folder.
+    chosen_by = "data_dir" if repository == ENWIK8 else "name"
+    return _hub.download(repository, _OFFLINE, revision=revision, **{chosen_by: configuration})

@@ -1,0 +1,1 @@
+"""Translation: data, module, metrics, decoding, evaluation."""

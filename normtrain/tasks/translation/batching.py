@@ -1,0 +1,248 @@
+"""Token-budget batches: planned as a pure function of (seed, epoch), resumable inside an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from normtrain.data.epochs import EpochBatches, Indices, ResumableLoader, as_given
+from normtrain.errors import UserError
+from normtrain.models.token_ids import BOS, EOS, PAD
+from normtrain.tasks.translation.encoding import EncodedPairs, Ragged
+
+__all__ = [
+    "Indices",
+    "ResumableLoader",
+    "SortedBatches",
+    "TokenBatches",
+    "TranslationBatches",
+    "as_given",
+    "collate",
+    "padding_efficiency",
+]
+
+# Sentences whose target lengths differ by at most this share form a band, sorted by source length
+# within. On 41,527 pairs of English-Vietnamese news with max_tokens=4096 this and the jitter keep
+# 98 % of the target and 92 % of the source positions real; sorting by (target, source) alone keeps
+# 99.6 % and 90 %, and the same sentences together every epoch.
+_BAND = 0.05
+_JITTER = 0.01
+# Room for epochs whose plan needs more batches than the plain one.
+_SLACK = 0.02
+_TRIES = 4
+
+
+class TokenBatches(EpochBatches):
+    """Batches of sentences of similar length under a token budget, in a new order every epoch.
+
+    A batch holds at most `max_tokens` padded positions on its longer side:
+    ``sentences * max(source positions, target positions) <= max_tokens``; a pair that is longer
+    than that by itself is its own batch. The order is a pure function of (seed, epoch): a shuffle,
+    a sort by length bands whose borders move, a cut into batches, a shuffle of the batches.
+
+    Every epoch has the same number of batches, since Lightning reads it once. All ranks slice one
+    plan and take equally many steps: to get there batches are split, so that no pair is seen twice
+    in an epoch; only where every batch is a single pair and the ranks don't divide their number are
+    some repeated, each on another rank.
+
+    Args:
+        source_lengths: (pairs,) tokens without BOS and EOS.
+        target_lengths: the same for the targets.
+        max_tokens: the budget, in positions (tokens and EOS or BOS).
+        seed: decides the order, with the epoch.
+        rank: which slice this process takes.
+        world: how many slices there are.
+
+    Raises:
+        UserError: there is no pair, or `max_tokens` isn't positive.
+    """
+
+    def __init__(
+        self,
+        source_lengths: NDArray[Any],
+        target_lengths: NDArray[Any],
+        max_tokens: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check(source_lengths, max_tokens)
+        super().__init__(seed=seed, rank=rank, world=world)
+        self._source = np.asarray(source_lengths, dtype=np.int64) + 1
+        self._target = np.asarray(target_lengths, dtype=np.int64) + 1
+        self.max_tokens = max_tokens
+        plain = self._cut(np.arange(len(self._source)), None)
+        self._plain = len(plain)
+        share = int(np.ceil(self._plain * (1 + _SLACK)))
+        self._count = -(-min(share, len(self._source)) // world) * world
+
+    def efficiency(self) -> tuple[float, float]:
+        """The shares of source and of target positions that aren't padding, in this epoch."""
+        return padding_efficiency(self.plan(), self._source - 1, self._target - 1)
+
+    def __len__(self) -> int:
+        return self._count // self.world
+
+    def _make(self, draw: np.random.Generator) -> list[Indices]:
+        pairs = draw.permutation(len(self._source))
+        for _ in range(_TRIES):
+            batches = self._cut(pairs, draw)
+            if len(batches) <= self._count:
+                break
+        else:
+            # Sorted by lengths alone the cuts fall as in `__init__`, and only ties are random.
+            batches = self._cut(pairs, None)
+        batches = _split(batches, self._count)
+        shuffled = [batches[i] for i in draw.permutation(len(batches))]
+        # Here rank r's place is filled by a batch of another rank (or, on one rank, never).
+        missing = range(self._count - len(shuffled))
+        return shuffled + [shuffled[i % len(shuffled)] for i in missing]
+
+    def _cut(self, pairs: Indices, draw: np.random.Generator | None) -> list[Indices]:
+        longest = np.maximum(self._source, self._target)
+        return _cut(self._sorted(pairs, draw), longest, self.max_tokens)
+
+    def _sorted(self, pairs: Indices, draw: np.random.Generator | None) -> Indices:
+        """Pairs ordered by band of target length and, within, by source length up and down."""
+        source, target = self._source[pairs].astype(float), self._target[pairs].astype(float)
+        shift = 0.0
+        if draw is not None:
+            shift = draw.random()
+            target *= 1 + _JITTER * draw.uniform(-1, 1, len(pairs))
+            source *= 1 + 2 * _JITTER * draw.uniform(-1, 1, len(pairs))
+        band = np.floor(np.log(target) / np.log1p(_BAND) + shift).astype(np.int64)
+        turn = np.where(np.unique(band, return_inverse=True)[1] % 2, -source, source)
+        return pairs[np.lexsort((target, turn, band))]
+
+
+class SortedBatches(Sampler[Indices]):
+    """Every pair once, longest first, under a token budget: for validation and testing.
+
+    Longest first shows at once whether memory suffices. Rank r of `world` takes every world-th
+    batch; ranks may differ by one batch, but none goes without where there are pairs enough.
+    """
+
+    def __init__(
+        self,
+        source_lengths: NDArray[Any],
+        target_lengths: NDArray[Any],
+        max_tokens: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        _check(source_lengths, max_tokens)
+        source = np.asarray(source_lengths, dtype=np.int64) + 1
+        target = np.asarray(target_lengths, dtype=np.int64) + 1
+        order = np.lexsort((source, target))[::-1].copy()
+        batches = _cut(order, np.maximum(source, target), max_tokens)
+        self._batches = _split(batches, world)[rank::world]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Indices]:
+        return iter(self._batches)
+
+
+class TranslationBatches(Dataset[dict[str, torch.Tensor]]):
+    """Encoded pairs, read a batch at a time: the loader asks for all its rows at once."""
+
+    def __init__(self, pairs: EncodedPairs) -> None:
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return collate(self.pairs, [index])
+
+    def __getitems__(self, indices: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
+        return collate(self.pairs, indices)
+
+
+def collate(pairs: EncodedPairs, indices: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
+    """Pad some pairs into one batch.
+
+    Returns:
+        int64 tensors: ``source`` (batch, S) ends with EOS, ``target_in`` (batch, T) begins with
+        BOS, ``target_out`` (batch, T) ends with EOS, ``index`` (batch,) is `indices`. The rest of
+        a row is PAD; S and T are the longest row's positions.
+    """
+    rows = np.array(indices, dtype=np.int64)  # a copy: the batch must not share the plan's memory
+    source = _padded(pairs.source, rows, before=0)
+    target_in = _padded(pairs.target, rows, before=1)
+    target_out = np.empty_like(target_in)
+    target_out[:, :-1] = target_in[:, 1:]
+    target_out[:, -1] = PAD
+    target_in[:, 0] = BOS
+    count = np.arange(len(rows))
+    source[count, pairs.source.lengths[rows]] = EOS
+    target_out[count, pairs.target.lengths[rows]] = EOS
+    arrays = {"source": source, "target_in": target_in, "target_out": target_out, "index": rows}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def padding_efficiency(
+    batches: Sequence[Indices], source_lengths: NDArray[Any], target_lengths: NDArray[Any]
+) -> tuple[float, float]:
+    """The shares of source and of target positions that aren't padding, over some batches."""
+    shares = []
+    for lengths in (source_lengths, target_lengths):
+        real = sum(int(lengths[batch].sum()) + len(batch) for batch in batches)
+        padded = sum((int(lengths[batch].max()) + 1) * len(batch) for batch in batches)
+        shares.append(real / padded)
+    return shares[0], shares[1]
+
+
+def _split(batches: list[Indices], count: int) -> list[Indices]:
+    """Halve the largest batches until there are ``count``, where they can be halved."""
+    batches = list(batches)
+    while len(batches) < count:
+        missing = count - len(batches)
+        sizes = np.array([len(batch) for batch in batches])
+        largest = np.argsort(-sizes, kind="stable")[:missing]
+        if sizes[largest[0]] < 2:
+            break
+        for i in largest[sizes[largest] >= 2]:
+            half = len(batches[i]) // 2
+            batches.append(batches[i][half:])
+            batches[i] = batches[i][:half]
+    return batches
+
+
+def _cut(order: Indices, longest: Indices, max_tokens: int) -> list[Indices]:
+    """Cut ordered pairs into batches, each as large as the budget allows."""
+    start, widest, cuts = 0, 0, []
+    for i, length in enumerate(longest[order].tolist()):
+        grown = length if length > widest else widest
+        if i > start and grown * (i - start + 1) > max_tokens:
+            cuts.append(i)
+            start, grown = i, length
+        widest = grown
+    return np.split(order, cuts)
+
+
+def _padded(side: Ragged, rows: Indices, before: int) -> NDArray[np.int64]:
+    """Rows of a side with `before` free positions on the left and one more than needed in all."""
+    lengths = side.lengths[rows]
+    width = int(lengths.max()) + 1
+    columns = np.arange(width - 1)
+    real = columns < lengths[:, None]
+    out = np.full((len(rows), width), PAD, dtype=np.int64)
+    places = (side.starts[rows][:, None] + columns)[real]
+    out[:, before : before + width - 1][real] = side.values[places]
+    return out
+
+
+def _check(lengths: NDArray[Any], max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
+    if not len(lengths):
+        raise UserError("there is no sentence pair to make batches of")

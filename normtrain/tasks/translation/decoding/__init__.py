@@ -1,0 +1,1 @@
+"""Translate by beam search."""

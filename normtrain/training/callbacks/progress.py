@@ -1,0 +1,121 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+import pytorch_lightning as pl
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from normtrain.ranks import is_first_process
+from normtrain.training.callbacks.metrics import Recorder
+
+
+def clock(seconds: float) -> str:
+    """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Say:
+    """Prints messages to stderr, above the bar where there is one; of several processes one does.
+
+    Args:
+        stream: where to; the bar appears only if it is a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+
+    def __call__(self, message: str) -> None:
+        """Print one message, taken literally."""
+        if is_first_process():
+            self.console.print(message, markup=False, highlight=False)
+
+
+class ShowProgress(pl.Callback):
+    """Steps done, loss, tokens a second, time left; after a validation what it found.
+
+    Args:
+        max_steps: the run's last step.
+        recorder: knows the latest numbers.
+        say: prints.
+    """
+
+    def __init__(self, max_steps: int, recorder: Recorder, say: Say) -> None:
+        self.max_steps, self.recorder, self.say = max_steps, recorder, say
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self._first: tuple[int, float] | None = None
+        self._shown = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Open the bar on a terminal."""
+        self._first, self._shown = (trainer.global_step, time.monotonic()), trainer.global_step
+        if not trainer.is_global_zero or not self.say.console.is_terminal:
+            return
+        self.bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.description}"),
+            console=self.say.console,
+            transient=True,
+        )
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the bar; without one, print a line at each report."""
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._shown:
+            return
+        self._shown = step
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=self._line(step))
+        elif step % (10 * self.recorder.log_every) == 0 or step == self.max_steps:
+            self.say(f"step {step}/{self.max_steps}  {self._line(step)}")
+
+    def _line(self, step: int) -> str:
+        last = self.recorder.last
+        if not last:
+            return ""
+        return (
+            f"loss {last['train_loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s  "
+            f"{clock(self._left(step))} left"
+        )
+
+    def _left(self, step: int) -> float:
+        assert self._first is not None
+        first_step, started = self._first
+        spent = time.monotonic() - started
+        return spent / max(1, step - first_step) * (self.max_steps - step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Print what the validation found."""
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        first, *more = pl_module.validation.lines()
+        self.say(f"step {trainer.global_step}: {first}")
+        for line in more:
+            self.say(line)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar."""
+        self._close()

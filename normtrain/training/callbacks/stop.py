@@ -1,0 +1,134 @@
+"""Ctrl-C and SIGTERM: finish the step, save, say how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from normtrain.training.callbacks.checkpoints import RunCheckpoints
+
+
+class StopAsked(Exception):
+    """The run was asked to stop and has saved itself; raised through Lightning's loop.
+
+    Attributes:
+        signum: the signal that asked.
+        step: the optimizer step that was saved.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.signum, self.step = signum, step
+
+
+SECONDS_BETWEEN_ASKING, MOST_STEPS = 2.0, 50
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""SIGUSR1 is what SLURM sends ahead of a job's end by ``--signal=USR1@…``."""
+
+
+class GracefulStop(pl.Callback):
+    """On Ctrl-C, SIGTERM or SIGUSR1, saves after the running step; a second Ctrl-C stops at once.
+
+    It doesn't matter which process gets the signal; several ask one another every two seconds. A
+    second SIGTERM changes nothing: SLURM and torchrun each send one to the same process. So does
+    torchrun with Ctrl-C, which is why there is no stopping at once under it.
+
+    Args:
+        checkpoints: the callback that saves.
+        say: where messages go.
+    """
+
+    def __init__(self, checkpoints: RunCheckpoints, say: Callable[[str], None]) -> None:
+        self.checkpoints, self.say = checkpoints, say
+        self.asked: int | None = None
+        self._before: dict[int, Any] = {}
+        self._ask_at, self._last = 0, (0, 0.0)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the signals over; those that come before the first step are heeded after it."""
+        self._take()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back from Lightning, should it have put its own handlers on."""
+        self._take()
+        self._ask_at, self._last = trainer.global_step, (trainer.global_step, time.monotonic())
+
+    def _take(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for signum in SIGNALS:
+                before = signal.signal(signum, self._ask)
+                self._before.setdefault(signum, before)
+
+    def _ask(self, signum: int, frame: FrameType | None) -> None:
+        if self.asked is None:
+            self.asked = signum
+            self.say("stopping: saving after this step (Ctrl-C again to stop without saving)")
+        elif signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
+            raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and stop, unless gradients are half accumulated or a validation is due."""
+        step = trainer.global_step
+        if trainer.fit_loop._should_accumulate():
+            return
+        # Asking all ranks makes them wait for one another: not at every step.
+        if trainer.world_size > 1 and step < self._ask_at:
+            return
+        if self._everyone_asked(trainer) is None:
+            return
+        if step % self.checkpoints.val_every and step != self.checkpoints.max_steps:
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save and stop after a validation that was running or due."""
+        if trainer.state.fn == "fit" and self._everyone_asked(trainer) is not None:
+            # Lightning calls callbacks that save last, so this one has yet to judge the score.
+            self.checkpoints.on_validation_end(trainer, pl_module)
+            self._stop(trainer)
+
+    def _everyone_asked(self, trainer: pl.Trainer) -> int | None:
+        if trainer.world_size == 1:
+            return self.asked
+        # Ranks must stop at the same step, or the others wait for ever.
+        step, now = trainer.global_step, time.monotonic()
+        pace = (now - self._last[1]) / max(1, step - self._last[0])
+        wait = min(MOST_STEPS, max(1, int(SECONDS_BETWEEN_ASKING / max(1e-6, pace))))
+        mine = torch.tensor([self.asked or 0, wait], device=trainer.strategy.root_device)
+        asked, wait = trainer.strategy.reduce(mine, reduce_op="max").tolist()
+        self._ask_at, self._last = step + wait, (step, now)
+        return asked or None
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        if self.checkpoints.saved_step != trainer.global_step:
+            self.checkpoints.save(trainer)
+        raise StopAsked(self.asked or signal.SIGTERM, trainer.global_step)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the signals back."""
+        self._restore()

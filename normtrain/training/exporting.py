@@ -1,0 +1,99 @@
+"""A folder that others can use: safetensors weights, configuration, tokenizer, model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from normtrain import __version__
+from normtrain.config.recipe import LanguageRecipe
+from normtrain.errors import UserError, unknown_name
+from normtrain.files import as_utf8, write_folder
+from normtrain.hf.model_folder import FORMATS
+from normtrain.hf.model_folder import write_folder as write_theirs
+from normtrain.hf.weights import save_weights
+from normtrain.models.embedding import TokenModel
+from normtrain.training.cards import card
+from normtrain.training.checkpoint import Checkpoint, read_checkpoint
+
+NATIVE = "native"
+EXPORT_FORMATS = (NATIVE, *FORMATS)
+
+
+def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
+    """Write a model in open formats; the folder is whole or not there.
+
+    Args:
+        target: a run folder (its best checkpoint, else its last) or a checkpoint file.
+        folder: a new or empty folder.
+        format: ``"native"``, which takes any model; or ``"llama"``, ``"qwen3"`` or ``"gpt2"``,
+            which `transformers` loads, for the language models that have these designs.
+
+    Returns:
+        Lines that say what was written, and what the format could not take.
+
+    Raises:
+        ValueError: if the checkpoint can't be used, the format has no such model, or the folder
+            holds something.
+        RunError: if the folder can't be written.
+    """
+    if format not in EXPORT_FORMATS:
+        raise unknown_name("format", format, EXPORT_FORMATS)
+    checkpoint, folder = read_checkpoint(Path(target)), Path(folder)
+    if format != NATIVE and checkpoint.recipe.task != "language":
+        raise UserError(
+            f"{checkpoint.path} is trained for the task {checkpoint.recipe.task}; the formats "
+            f"{', '.join(FORMATS)} are for language models"
+        )
+    model = checkpoint.model()
+    count = sum(p.numel() for p in model.parameters())
+    texts = {"README.md": card(checkpoint, Path(target), count, format)}
+    notes: Sequence[str] = ()
+    if format == NATIVE:
+        _write(folder, checkpoint, model, texts)
+    else:
+        section = cast(LanguageRecipe, checkpoint.recipe).model
+        notes = write_theirs(
+            folder, format, section, model.state_dict(), checkpoint.tokenizer, texts
+        )
+    head = f"{folder}: {count:,} parameters, config, tokenizer and model card"
+    return "\n".join([head, *notes])
+
+
+def _write(folder: Path, checkpoint: Checkpoint, model: TokenModel, texts: dict[str, str]) -> None:
+    """The format that takes every model."""
+    ours = checkpoint.raw["normtrain"]
+    config = {
+        "normtrain_version": __version__,
+        "vocab_size": checkpoint.tokenizer.vocab_size,
+        "step": checkpoint.step,
+        "recipe": checkpoint.recipe.plain(),
+        "norms": ours["norms"],
+        "data": checkpoint.data,
+        **{key: ours[key] for key in ("init",) if key in ours},
+    }
+    files = {
+        "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        "tokenizer.json": checkpoint.tokenizer.to_json(),
+        **texts,
+    }
+    weights = _once(model)
+
+    def write(temporary: Path) -> None:
+        save_weights(weights, temporary)
+        for name, text in files.items():
+            (temporary / name).write_bytes(as_utf8(text))
+
+    write_folder(folder, write)
+
+
+def _once(model: TokenModel) -> dict[str, Tensor]:
+    """The state dict, with a tied matrix under its first name alone."""
+    again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    again -= {name for name, _ in model.named_parameters()}
+    state: dict[str, Any] = model.state_dict()
+    return {name: state[name].contiguous() for name in state if name not in again}

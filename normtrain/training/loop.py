@@ -1,0 +1,318 @@
+"""One training process: its callbacks, its Trainer, its messages, and what can go wrong in it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from normtrain.config.recipe import Recipe
+from normtrain.data.base import CorpusData
+from normtrain.errors import RunError, UserError, described
+from normtrain.files import write_text
+from normtrain.hf.pretrained import Pretrained, load_into
+from normtrain.models import norm_sites
+from normtrain.models.embedding import TokenModel
+from normtrain.ranks import is_first_process
+from normtrain.tasks.base import TrainingTask
+from normtrain.tasks.updates import BrokenUpdate
+from normtrain.training.callbacks.batches_done import BatchesDone
+from normtrain.training.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from normtrain.training.callbacks.metrics import MetricsFile, Recorder
+from normtrain.training.callbacks.progress import Say, ShowProgress
+from normtrain.training.callbacks.random_state import RandomState
+from normtrain.training.callbacks.stop import GracefulStop, StopAsked
+from normtrain.training.determinism import determinism, surroundings
+from normtrain.training.folder import FOLDER_VARIABLE, RunFolder
+from normtrain.training.kinds import kind_of
+from normtrain.training.machine import (
+    Machine,
+    keep_freed_memory,
+    quiet_lightning,
+    resolve_precision,
+)
+from normtrain.training.ranks_lost import Ranks
+from normtrain.training.strategies import strategy_of
+
+FAILED, INTERRUPTED = 1, 130  # exit codes, of processes that leave it to the first to speak
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM stopped the run, and it has saved itself; the message says how to go on."""
+
+
+class _Board(TensorBoardLogger):
+    """TensorBoard events without a second, empty file of settings beside them."""
+
+    def save(self) -> None:
+        self.experiment.flush()
+
+
+class TrainingRun:
+    """Trains one recipe in one folder.
+
+    Args:
+        recipe: every choice of the run.
+        folder: where everything goes.
+        data: set up for fitting.
+        machine: where it trains.
+        say: prints messages.
+        pretrained: the weights it begins with; None takes random ones.
+        origin: where the weights came from that its checkpoint began with.
+        ahead: callbacks ahead of its own.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: RunFolder,
+        data: CorpusData,
+        machine: Machine,
+        say: Say,
+        *,
+        pretrained: Pretrained | None = None,
+        origin: dict[str, str] | None = None,
+        ahead: Sequence[pl.Callback] = (),
+    ) -> None:
+        self.ahead = ahead
+        self.pretrained = pretrained
+        self.origin = origin if pretrained is None else pretrained.origin
+        self.recipe, self.folder, self.data = recipe, folder, data
+        self.machine, self.say = machine, say
+        self.kind = kind_of(recipe)
+        self.random_state = RandomState()
+        self.metrics = MetricsFile(folder.metrics_file, self.kind.score)
+
+    def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
+        """Train to the end, holding the folder's lock.
+
+        Args:
+            checkpoint: what to go on from; None begins.
+            step: optimizer steps done in it.
+
+        Raises:
+            ValueError: if another process holds the folder.
+            RunError: if the run can't go on.
+            Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
+        """
+        with determinism(self.recipe.train.deterministic):
+            self._train(checkpoint, step)
+
+    def _train(self, checkpoint: Path | None, step: int) -> None:
+        if not is_first_process():  # the first one holds the lock
+            self._loop(checkpoint, step)
+            return
+        with self.folder.locked():
+            os.environ[FOLDER_VARIABLE] = str(self.folder.path)
+            try:
+                self._loop(checkpoint, step)
+            finally:
+                os.environ.pop(FOLDER_VARIABLE, None)
+
+    def _loop(self, checkpoint: Path | None, step: int) -> None:
+        _quiet()
+        keep_freed_memory()
+        pl.seed_everything(self.recipe.train.seed, verbose=False)
+        task = self._task()
+        begun = "" if checkpoint is not None else self._begin(task)
+        self._write_tokenizer()
+        self.metrics.cut(step)
+        trainer = self._trainer(step)
+        ranks = Ranks(trainer, self.machine.timeout, self._how_to_go_on)
+        self._announce(task, begun)
+        try:
+            trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
+        except StopAsked as stop:
+            if not is_first_process():  # which has said it
+                raise SystemExit(INTERRUPTED) from stop
+            raise Interrupted(f"{stop}; {self._how_to_go_on}") from stop
+        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning exits on a bare Ctrl-C
+            raise Interrupted(
+                f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
+            ) from stop
+        except BrokenUpdate as broken:
+            if not is_first_process():
+                raise SystemExit(FAILED) from broken
+            raise RunError(f"{broken} ({self._last_good})") from broken
+        except OSError as error:
+            raise RunError(
+                f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
+                f"then {self._how_to_go_on}"
+            ) from error
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            worded = ranks.error(error) or self._worded(error, task)
+            if worded is None and checkpoint is not None and not self.random_state.begun:
+                worded = RunError(
+                    f"can't go on from {checkpoint}: its training state does not fit "
+                    f"({described(error)}); use an earlier checkpoint of the run"
+                )
+            if worded is None:
+                raise
+            raise worded from error
+        if trainer.is_global_zero:
+            self.folder.finish(trainer.global_step)
+
+    def _task(self) -> TrainingTask:
+        """What trains, with random weights."""
+        about = {
+            "data": self.data.corpus.provenance,
+            "machine": asdict(self.machine),
+            **surroundings(),
+            **({} if self.origin is None else {"init": self.origin}),
+        }
+        try:
+            return self.kind.task(
+                self.recipe,
+                self.data.tokenizer,
+                about=about,
+                compile_model=self.machine.compile,
+                update_batches=self.machine.update_batches,
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            raise RunError(
+                "out of memory building the model; lower model.d_model, model.d_ff or "
+                "model.max_positions"
+            ) from error
+
+    def _worded(self, error: BaseException, task: TrainingTask) -> RunError | None:
+        """What a failure means for a person, where that is known."""
+        if "DataLoader worker" in str(error):
+            return RunError(
+                f"a process that prepares batches was killed, or ran out of memory (there are "
+                f"data.workers of them); {self._how_to_go_on}, from its last checkpoint"
+            )
+        return RunError(_memory_advice(task, self.recipe)) if _out_of_memory(error) else None
+
+    @property
+    def _last_good(self) -> str:
+        """The newest checkpoint, which `fit --resume` goes on from."""
+        newest = max(self.folder.checkpoints.glob("step-*.ckpt"), default=None)
+        return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
+
+    @property
+    def _how_to_go_on(self) -> str:
+        return f"go on with: normtrain fit --resume {self.folder.path}"
+
+    def _begin(self, task: TrainingTask) -> str:
+        """Put the pretrained weights in, if there are any; says which."""
+        if self.pretrained is None:
+            return ""
+        report = load_into(task.model, self.pretrained.weights)
+        head = f"pretrained weights of {self.pretrained.place} ({self.pretrained.model_type})"
+        lines = [f"{head}: {report}", *self.pretrained.notes]
+        self.pretrained = None  # they would take memory for the whole training
+        return "\n".join(lines)
+
+    def _write_tokenizer(self) -> None:
+        if is_first_process():
+            write_text(self.folder.tokenizer_file, self.data.tokenizer.to_json())
+
+    def _trainer(self, step: int) -> pl.Trainer:
+        train = self.recipe.train
+        board = _Board(self.folder.path, name="", version="", purge_step=step + 1 if step else None)
+        return pl.Trainer(
+            accelerator="auto",
+            devices=self.machine.devices,
+            num_nodes=self.machine.nodes,
+            strategy=strategy_of(self.machine),
+            precision=resolve_precision(train.precision)[0],  # type: ignore[arg-type]
+            max_steps=train.max_steps,
+            val_check_interval=train.val_every * self.machine.accumulate,
+            check_val_every_n_epoch=None,
+            accumulate_grad_batches=self.machine.accumulate,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=[self.metrics, board],
+            callbacks=self._callbacks(),
+            plugins=[AtomicCheckpointIO()],
+            default_root_dir=self.folder.path,
+        )
+
+    def _callbacks(self) -> list[pl.Callback]:
+        train = self.recipe.train
+        recorder = Recorder(train.log_every, self.machine.accumulate)
+        callbacks: list[pl.Callback] = [*self.ahead, self.random_state, BatchesDone(), recorder]
+        if train.ema is not None:
+            # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
+            callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
+        best = self.kind.best(self.recipe)
+        if train.patience is not None:
+            mode = "max" if best == "bleu" else "min"
+            callbacks.append(EarlyStopping(f"val_{best}", patience=train.patience, mode=mode))
+        checkpoints = RunCheckpoints(
+            self.folder.checkpoints,
+            every=train.checkpoint_every,
+            keep=train.keep,
+            best=best,
+            val_every=train.val_every,
+            max_steps=train.max_steps,
+        )
+        return [
+            *callbacks,
+            ShowProgress(train.max_steps, recorder, self.say),
+            checkpoints,
+            GracefulStop(checkpoints, self.say),
+        ]
+
+    def _announce(self, task: TrainingTask, begun: str) -> None:
+        for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:
+            self.say(line)
+        precision = self.recipe.train.precision
+        cuda = torch.cuda.is_available()
+        where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+        self.say(f"training in {precision} on {where}; run folder {self.folder.path}")
+
+
+def size_line(model: TokenModel) -> str:
+    """A model's parameters and norms, in one line."""
+    norms: dict[str, int] = {}
+    for name in norm_sites(model):
+        spec = str(model.norms.spec_for(name))
+        norms[spec] = norms.get(spec, 0) + 1
+    shown = ", ".join(f"{count} × {spec}" for spec, count in norms.items())
+    parameters = sum(p.numel() for p in model.parameters())
+    return f"model: {parameters:,} parameters; norms: {shown}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "not enough memory" in text
+
+
+def _memory_advice(task: TrainingTask, recipe: Recipe) -> str:
+    shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
+    way = "" if recipe.train.activation_checkpointing else ", or set train.activation_checkpointing"
+    return (
+        f"out of memory on a batch of shape {shapes or '(none yet)'}; lower data.max_tokens "
+        f"(now {recipe.data.max_tokens}) and raise optim.accumulate to keep the update's size{way}"
+    )
+
+
+def _quiet() -> None:
+    """Silence Lightning's remarks on what is meant here as it is."""
+    quiet_lightning()
+    for message in (
+        ".*does not have many workers.*",
+        ".*litmodels.*",
+        ".*isinstance.treespec.*",
+        ".*Checkpoint directory.*exists and is not empty.*",
+        ".*WeightAveraging callback with a model that overrides.*",  # refused with sharded layers
+        ".*FSDP2-wrapped module.*returned a view tensor.*",  # nothing here changes one in place
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,104 @@
+"""What an evaluation leaves behind: a JSON file, and further files, beside the run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from normtrain import __version__
+from normtrain.files import write_text
+from normtrain.training.checkpoint import Checkpoint
+
+
+class Results:
+    """The results of one checkpoint.
+
+    Args:
+        target: what the user named: a run folder or a checkpoint file.
+        checkpoint: read from there.
+        write: whether this process writes; of several that evaluate together, one does.
+    """
+
+    def __init__(self, target: Path, checkpoint: Checkpoint, *, write: bool = True) -> None:
+        self.target, self.checkpoint, self.writes = target, checkpoint, write
+        self.folder = _results_folder(target, checkpoint.path)
+
+    def write(
+        self,
+        found: dict[str, Any],
+        *,
+        data: str | None,
+        split: str,
+        parts: Sequence[str],
+        corpus: dict[str, Any],
+        lines: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Write ``evaluation-….json`` and, for a translation, ``hypotheses-….txt``.
+
+        Args:
+            found: the scores and how they were obtained.
+            data: another corpus than the run's, as the user named it.
+            split: which part of it.
+            parts: what differs from how the recipe evaluates; it goes into the names.
+            corpus: where the text came from.
+            lines: the hypotheses, where there are any.
+
+        Returns:
+            What was written, plain values.
+
+        Raises:
+            RunError: a file can't be written.
+        """
+        checkpoint = self.checkpoint
+        stem = self._stem(data, split, parts)
+        report = {
+            "checkpoint": str(checkpoint.path),
+            "step": checkpoint.step,
+            "norm": checkpoint.recipe.model.norm,
+            "data": data or checkpoint.recipe.data.source,
+            "split": split,
+            **found,
+            "corpus": corpus,
+            "versions": _versions(checkpoint.recipe.task),
+        }
+        if lines is not None:
+            hypotheses = self.folder / f"hypotheses-{stem}.txt"
+            report["hypotheses"] = str(hypotheses)
+            if self.writes:
+                write_text(hypotheses, "".join(line + "\n" for line in lines))
+        if self.writes:
+            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            write_text(self.folder / f"evaluation-{stem}.json", text)
+        return report
+
+    def _stem(self, data: str | None, split: str, parts: Sequence[str]) -> str:
+        """The split's name, and whatever differs from the run's best checkpoint and its recipe."""
+        words = [] if data is None else [_short(data)]
+        words.append(split)
+        if not self.target.is_dir():
+            words.append(self.checkpoint.path.stem)
+        return re.sub(r"[^\w.=-]+", "-", "-".join([*words, *parts]))
+
+
+def _short(source: str) -> str:
+    """A corpus' name, the last part of its name on the Hub, or its folder's name."""
+    path = Path(source)
+    return path.resolve().name if path.is_dir() else path.name
+
+
+def _versions(task: str) -> dict[str, str]:
+    # A plain checkout has no metadata of normtrain's own, so its version comes from the code.
+    names = ("torch", "sacrebleu") if task == "translation" else ("torch",)
+    return {"normtrain": __version__, **{name: version(name) for name in names}}
+
+
+def _results_folder(target: Path, checkpoint: Path) -> Path:
+    """The run's folder; beside the file for a checkpoint outside a run."""
+    if target.is_dir():
+        return target
+    parent = checkpoint.parent
+    return parent.parent if (parent.parent / "recipe.yaml").is_file() else parent

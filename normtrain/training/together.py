@@ -1,0 +1,56 @@
+"""Evaluation by several processes, each on its share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from normtrain.training.machine import check_devices, quiet_lightning
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process this is, of how many, and on which device it computes."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def together(devices: int | None = None, nodes: int | None = None) -> Iterator[Place]:
+    """Start the other processes, or meet those that torchrun or SLURM has started.
+
+    Processes that are started here run the command line again, as those of a training do.
+
+    Args:
+        devices: devices of each machine; by default one.
+        nodes: machines; by default one.
+
+    Raises:
+        ValueError: there are not so many devices, or machines without a launcher.
+    """
+    devices, nodes = devices or 1, nodes or 1
+    check_devices(devices, nodes)
+    if devices * nodes == 1:
+        yield Place(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return
+    from lightning_fabric import Fabric
+
+    quiet_lightning()
+    fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    try:
+        yield Place(fabric.global_rank, fabric.world_size, fabric.device)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,224 @@
+"""NormSwap and checkpoints: what they say, resuming, and other norms refused; other callbacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import (
+    BaseFinetuning,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from pytorch_lightning.tuner import Tuner
+from swapping import InSetup, Lazy, Task, data, fit, kinds, patched, trained, trainer
+from torch import nn
+
+from normtrain import NormMonitor, NormSwap
+from normtrain.errors import UserError
+from normtrain.swap.record import record
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def test_checkpoints_say_which_norms(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    task = trained(path, NormSwap("rmsnorm"))
+    section = torch.load(path, weights_only=True)["normtrain"]
+    assert section == record(task, [("*", "rmsnorm")])
+
+
+def test_checkpoints_of_weights_only_say_it_too(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_weights_only=True, filename="a")
+    fit(Task(), NormSwap("rmsnorm"), saver, enable_checkpointing=True)
+    found = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert "callbacks" not in found
+    assert found["normtrain"]["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
+    with pytest.raises(UserError, match=r"a\.ckpt was saved with rmsnorm.*has adanorm"):
+        trainer(NormSwap("adanorm")).test(Task(), data(), ckpt_path=tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+def test_resuming_is_as_if_never_stopped(kind: Any, tmp_path: Path) -> None:
+    def begin() -> Any:
+        pl.seed_everything(5)
+        task = kind()
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return task
+
+    def still(task: Any) -> Any:  # dropout draws are Lightning's to lose on a resume
+        for module in task.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+                module.p = 0.0
+        return task
+
+    class Still(pl.Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            still(pl_module)
+
+    whole = begin()
+    fit(whole, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=3)
+    part = begin()
+    fit(part, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=2).save_checkpoint(
+        tmp_path / "a.ckpt"
+    )
+    again = begin()
+    fit(again, NormSwap("prmsnorm:p=0.5"), Still(), max_epochs=3, ckpt_path=tmp_path / "a.ckpt")
+    assert part.losses + again.losses == whole.losses
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("rmsnorm", "layernorm:bias=false"),  # the same keys
+        ("layernorm:bias=false", "rmsnorm"),
+        ("rmsnorm", "prmsnorm"),
+        ("adanorm", "layernorm-simple"),  # no keys
+        ("adanorm", "adanorm:k=0.2"),
+        ("rmsnorm", "rmsnorm:eps=1e-3"),
+        ("rmsnorm", "layernorm"),  # other keys
+        ("layernorm", "dyt"),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
+def test_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap(before))
+    task = Task()
+    one, other = (spec.partition(":")[0] for spec in (before, after))
+    text = (
+        rf"a\.ckpt was saved with {one}.* at net\.1, but the model has {other}.* there by "
+        rf"NormSwap\('{other}.*'\); go on with NormSwap\('{before}"
+    )
+    with pytest.raises(UserError, match=text):
+        getattr(trainer(NormSwap(after), max_epochs=2), stage)(task, data(), ckpt_path=path)
+    assert patched(task) == []
+
+
+def test_other_rules_with_the_same_outcome_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap("rmsnorm"))
+    again = Task()
+    fit(again, NormSwap([("net.1", "rmsnorm:eps=1e-5")]), max_epochs=2, ckpt_path=path)
+    assert kinds(again) == ["RMSNorm"]
+    assert len(again.losses) == 4  # of the second epoch
+
+
+def test_a_checkpoint_from_before_the_swap_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path)
+    text = (
+        r"a\.ckpt does not say which norms it was trained with, and NormSwap\('rmsnorm'\) has put "
+        r"rmsnorm:eps=1e-05 in the place of torch\.nn\.LayerNorm at net\.1"
+    )
+    with pytest.raises(UserError, match=text):
+        fit(Task(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=path)
+    task = Task.load_from_checkpoint(path, weights_only=True)  # as the message says
+    fit(task, NormSwap("rmsnorm"))
+    assert kinds(task) == ["RMSNorm"]
+
+
+def test_lightning_says_when_a_run_is_resumed_without_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    trained(path, NormSwap("layernorm"))
+    with pytest.warns(UserWarning, match=r"add the following callbacks: \['NormSwap'\]"):
+        fit(Task(), max_epochs=2, ckpt_path=path)
+
+
+# Other callbacks
+
+
+class Freeze(BaseFinetuning):
+    """Freezes the norm."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net[1], train_bn=False)
+
+    def finetune_function(self, *args: Any) -> None:
+        """Never thaws."""
+
+
+OTHERS = {
+    "EMAWeightAveraging": lambda: EMAWeightAveraging(decay=0.5),
+    "StochasticWeightAveraging": lambda: StochasticWeightAveraging(1e-3, swa_epoch_start=1),
+    "Freeze": Freeze,
+    "ModelPruning": lambda: ModelPruning("l1_unstructured", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_order_with_callbacks_that_hold_the_model(name: str) -> None:
+    task = Task()
+    with pytest.raises(UserError, match=rf"{name} comes before NormSwap.*put NormSwap first"):
+        fit(task, OTHERS[name](), NormSwap("rmsnorm"))
+    assert kinds(task) == ["LayerNorm"]
+    fit(task, NormSwap("rmsnorm"), OTHERS[name](), max_epochs=3)
+    assert kinds(task) == ["RMSNorm"]
+
+
+def test_a_frozen_norm_stays_frozen_and_an_averaged_one_is_averaged() -> None:
+    task = Task()
+    fit(task, NormSwap("dyt"), Freeze())
+    assert not any(p.requires_grad for p in task.net[1].parameters())
+    for kind in (Task, Lazy):
+        task, ema = kind(), EMAWeightAveraging(decay=0.5)
+        fit(task, NormSwap("rmsnorm"), ema)
+        assert kinds(ema._average_model) == ["RMSNorm"]
+        assert patched(ema._average_model.module) == []
+
+
+def test_averaged_runs_resume_with_both_state_dicts(tmp_path: Path) -> None:
+    def callbacks(norm: str = "rmsnorm") -> list[Any]:
+        return [NormSwap(norm), EMAWeightAveraging(decay=0.5)]
+
+    path = tmp_path / "a.ckpt"
+    saver = ModelCheckpoint(tmp_path, filename="a", every_n_epochs=1)
+    fit(Task(), *callbacks(), saver, enable_checkpointing=True)
+    found = torch.load(path, weights_only=True)
+    assert not torch.equal(
+        *(found[k]["net.1.weight"] for k in ("state_dict", "current_model_state"))
+    )
+    again, both = Task(), callbacks()
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            average = both[1]._average_model.module
+            for key, model in (("state_dict", average), ("current_model_state", pl_module)):
+                for name, value in model.state_dict().items():
+                    assert torch.equal(value, found[key][name])
+
+    fit(again, *both, Look(), max_epochs=2, ckpt_path=path)
+    with pytest.raises(UserError, match=r"saved with rmsnorm.*has layernorm"):
+        fit(Task(), *callbacks("layernorm:bias=false"), max_epochs=2, ckpt_path=path)
+
+
+def test_a_callback_of_the_model_and_the_tuner() -> None:
+    class Own(Task):
+        def configure_callbacks(self) -> list[Any]:
+            return [NormSwap("rmsnorm")]
+
+    task = Own()
+    fit(task)
+    assert kinds(task) == ["RMSNorm"]
+    task = Task()
+    task.lr = 1e-3
+    made = trainer(NormSwap("rmsnorm"), max_epochs=3)
+    Tuner(made).lr_find(task, data(), data(), num_training=5)
+    assert kinds(task) == ["RMSNorm"]
+    assert patched(task) == []
+
+
+def test_the_monitor_sees_the_new_norms() -> None:
+    monitor = NormMonitor(every=2)
+    fit(Task(), monitor, NormSwap("rmsnorm"))
+    assert set(monitor.last) == {"net.1"}

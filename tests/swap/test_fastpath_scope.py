@@ -1,0 +1,291 @@
+"""Which encoder layers lose their fast path, what that survives, and a torch without it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from encoders import (
+    CAUSAL,
+    DIM,
+    KERNEL,
+    MASKS,
+    NORMS,
+    PADDING,
+    QUIET,
+    TIME,
+    build,
+    check_contexts,
+    encoder,
+    in_training,
+    inputs,
+    put,
+    swapped,
+    switches,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from normtrain.errors import RunError
+from normtrain.swap.fast_path import check_disarmable, disarm
+
+pytestmark = QUIET
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only get in each other's way on tensors this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_twice_changes_nothing_more() -> None:
+    model, touched = swapped("rmsnorm")
+    assert disarm(model, touched) == ["layers.0", "layers.1"]
+    before = switches(model)
+    assert disarm(model, touched) == []
+    assert switches(model) == before
+
+
+def test_the_state_dict_does_not_know() -> None:
+    model, touched = swapped("rmsnorm")
+    before = list(model.state_dict())
+    disarm(model, touched)
+    assert list(model.state_dict()) == before
+
+
+def test_what_holds_no_new_norm_stays() -> None:
+    model = nn.ModuleDict({"a": encoder(), "b": encoder(), "c": nn.LayerNorm(DIM)})
+    before = switches(model["b"])
+    touched = put(list(model["a"].layers), "rmsnorm:bias=true")
+    model["c"] = build("rmsnorm:bias=true")
+    assert disarm(model, [*touched, model["c"]]) == ["a.layers.0", "a.layers.1"]
+    assert not model["a"].use_nested_tensor
+    assert switches(model["b"]) == before
+    assert disarm(model, []) == []
+
+
+@pytest.mark.parametrize("norm", ["untouched", "as new", "final"])
+def test_what_the_kernel_computes_rightly_keeps_it(norm: str) -> None:
+    """Torch's LayerNorm, also where it is a new one; and the norm after the last layer."""
+    model = encoder()
+    touched = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    if norm == "as new":
+        touched = [nn.LayerNorm(DIM) for _ in touched]
+        for layer, one, two in zip(model.layers, touched[::2], touched[1::2], strict=True):
+            layer.norm1, layer.norm2 = one, two
+    if norm == "final":
+        model.norm = build("rmsnorm:bias=true")
+        touched = [model.norm]
+    before = switches(model)
+    assert disarm(model, touched) == []
+    assert switches(model) == before
+    x = inputs()
+    with mock.patch.object(torch, KERNEL, wraps=getattr(torch, KERNEL)) as kernel, torch.no_grad():
+        found = model.eval()(x, src_key_padding_mask=PADDING)
+    assert kernel.call_count == 2
+    assert kernel.call_args.args[0].is_nested
+    expected = in_training(model, x, src_key_padding_mask=PADDING)
+    torch.testing.assert_close(found[~PADDING], expected[~PADDING], rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_inside_another_module() -> None:
+    model = encoder()
+    inner = build("rmsnorm:bias=true")
+    model.layers[1].norm2 = nn.Sequential(inner)
+    assert disarm(model, [inner]) == ["layers.1"]
+    check_contexts(model, inputs(), src_key_padding_mask=PADDING)
+
+
+def test_layernorm_over_two_axes() -> None:
+    """The kernel knows only the one over features."""
+    model = encoder()
+    model.layers[0].norm1 = nn.LayerNorm((TIME, DIM))
+    assert disarm(model, [model.layers[0].norm1]) == ["layers.0"]
+    check_contexts(model, inputs())
+
+
+def test_layers_without_a_fast_path_are_not_named() -> None:
+    model, touched = swapped("rmsnorm", activation=F.silu)
+    assert disarm(model, touched) == []
+    model = encoder()
+    model.layers[1] = encoder(activation=F.silu).layers[0]
+    assert disarm(model, put([model.layers[1]], "rmsnorm")) == []
+    assert not model.use_nested_tensor
+    check_contexts(model, inputs(), src_key_padding_mask=PADDING)
+
+
+class Logged(nn.TransformerEncoderLayer):
+    """A subclass whose forward is torch's with something around it."""
+
+    def forward(self, src: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return super().forward(src, *args, **kwargs) + 1
+
+
+class Plain(nn.TransformerEncoderLayer):
+    """A subclass that inherits it all."""
+
+
+class Block(nn.Module):
+    """No encoder layer of torch's, though put into its encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(DIM)
+
+    def forward(self, src: Tensor, **_: Any) -> Tensor:
+        return src + self.norm(src)
+
+
+@pytest.mark.parametrize("kind", [Logged, Plain])
+@pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt"])
+def test_subclasses(kind: type[nn.TransformerEncoderLayer], norm: str) -> None:
+    made = kind(DIM, 4, 24, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(made, 2)
+    assert len(disarm(model, put(list(model.layers), norm))) == 2
+    for masks in MASKS.values():
+        check_contexts(model, inputs(), **masks)
+
+
+def test_other_blocks_in_an_encoder_get_no_nested_tensor() -> None:
+    model = encoder()
+    model.layers[1] = Block()
+    model.layers[1].norm = build("rmsnorm")
+    assert disarm(model, [model.layers[1].norm]) == []
+    assert not model.use_nested_tensor
+    check_contexts(model, inputs(), src_key_padding_mask=PADDING)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
+    layer = nn.TransformerDecoderLayer(DIM, 4, 24, dropout=0.0, batch_first=True)
+    decoder = nn.TransformerDecoder(layer, 2, norm=build(norm))
+    touched = put(list(decoder.layers), norm, ("norm1", "norm2", "norm3"))
+    before = [dict(vars(module)) for module in decoder.modules()]
+    assert disarm(decoder, [*touched, decoder.norm]) == []
+    assert [dict(vars(module)) for module in decoder.modules()] == before
+    check_contexts(decoder, inputs(), inputs(), tgt_mask=CAUSAL, memory_key_padding_mask=PADDING)
+
+
+@pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt", "layernorm"])
+def test_the_whole_transformer(norm: str) -> None:
+    model = nn.Transformer(DIM, 4, 2, 2, 24, dropout=0.0, batch_first=True)
+    touched = put(list(model.encoder.layers), norm)
+    touched += put(list(model.decoder.layers), norm, ("norm1", "norm2", "norm3"))
+    model.encoder.norm, model.decoder.norm = build(norm), build(norm)
+    assert disarm(model, touched) == ["encoder.layers.0", "encoder.layers.1"]
+    check_contexts(model, inputs(), inputs(), src_key_padding_mask=PADDING, tgt_mask=CAUSAL)
+
+
+# What it survives.
+
+SURVIVORS = ["rmsnorm:bias=true", "rmsnorm", "dyt"]
+
+
+@pytest.mark.parametrize("norm", SURVIVORS)
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deep", "pickle"],
+)
+def test_copies(norm: str, copied: Callable[[nn.Module], nn.Module]) -> None:
+    model, touched = swapped(norm)
+    disarm(model, touched)
+    again = copied(model)
+    x = inputs()
+    torch.testing.assert_close(in_training(again, x), in_training(model, x), rtol=0, atol=0)
+    for masks in MASKS.values():
+        check_contexts(again, x, **masks)
+    assert switches(again) == switches(model)
+
+
+@pytest.mark.parametrize("norm", SURVIVORS)
+@pytest.mark.parametrize("when", ["before", "after", "in place"])
+def test_compiled(norm: str, when: str) -> None:
+    """Compiled before the swap, where it is also run, or after."""
+    torch.compiler.reset()
+    model = encoder()
+    compiled: Any = model
+    x = inputs()
+    if when != "after":
+        compiled = torch.compile(model, backend="eager") if when == "before" else model
+        if when == "in place":
+            model.compile(backend="eager")
+        with torch.no_grad():
+            compiled.eval()(x, src_key_padding_mask=PADDING)
+    touched = put(list(model.layers), norm)
+    assert len(disarm(compiled, touched)) == 2
+    if when == "after":
+        compiled = torch.compile(model, backend="eager")
+    for masks in (MASKS["none"], MASKS["padding"]):
+        expected = in_training(copy.deepcopy(model) if when != "in place" else model, x, **masks)
+        with torch.no_grad():
+            found = compiled.eval()(x, **masks)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    for norm in SURVIVORS:
+        model, touched = swapped(norm)
+        disarm(model.to(dtype), touched)
+        x = inputs().to(dtype)
+        for masks in MASKS.values():
+            expected = in_training(model, x, **masks)
+            with torch.no_grad():
+                found = model.eval()(x, **masks)
+            wanted = 0.02 if dtype is torch.bfloat16 else 1e-12
+            assert (found - expected).norm() < wanted * expected.norm()
+
+
+# Another torch.
+
+
+def _asks_nothing(self: nn.Module, src: Tensor, **kwargs: Any) -> Tensor:
+    return src
+
+
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerEncoder])
+def test_a_torch_that_asks_for_something_else(kind: type[nn.Module]) -> None:
+    """An error that says so, and nothing changed; none where there is nothing to switch off."""
+    model, touched = swapped("rmsnorm")
+    before = switches(model)
+    with mock.patch.object(kind, "forward", _asks_nothing):
+        for refuse in (disarm, check_disarmable):
+            with pytest.raises(RunError, match=rf"nn\.{kind.__name__} of torch .* does not ask"):
+                refuse(model, touched)
+        assert switches(model) == before
+        other = nn.Sequential(build("rmsnorm"))
+        assert disarm(nn.ModuleList([model, other]), other) == []
+        check_disarmable(nn.ModuleList([model, other]), other)
+    check_disarmable(model, touched)
+    assert switches(model) == before
+
+
+def test_this_torch_asks_for_them() -> None:
+    """In this order: a norm without eps must not be looked at."""
+    source = inspect.getsource(nn.TransformerEncoderLayer.forward)
+    assert 0 < source.index("self.activation_relu_or_gelu") < source.index("self.norm1.eps")
+    source = inspect.getsource(nn.TransformerEncoder.forward)
+    assert 0 < source.index("self.use_nested_tensor") < source.index("first_layer.norm1")
+
+
+def test_the_maths_of_the_activation_stay() -> None:
+    """The attribute that is set does not choose the activation."""
+    for activation, function in (("relu", F.relu), ("gelu", F.gelu), (nn.GELU(), F.gelu)):
+        model, touched = swapped("rmsnorm", activation=activation)
+        before = in_training(model, x := inputs())
+        disarm(model, touched)
+        probe = torch.randn(7)
+        assert torch.equal(model.layers[0].activation(probe), function(probe))
+        with torch.no_grad():
+            torch.testing.assert_close(model.eval()(x), before, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,276 @@
+"""The data module of language modelling, from text to batches, and its exact resume."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from language_texts import write_folder
+
+from normtrain.data.epochs import ResumableLoader
+from normtrain.data.stream import StreamLoader
+from normtrain.errors import UserError
+from normtrain.tasks.language.data import LanguageData
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "text")
+
+
+def data(folder: Path, **more: Any) -> LanguageData:
+    settings = {"vocab_size": 320, "window": 16, "max_tokens": 70, "cache_dir": folder.parent / "c"}
+    return LanguageData(str(folder), **{**settings, **more})
+
+
+def tokens(loader: Any) -> list[torch.Tensor]:
+    return [batch["tokens"] for batch in loader]
+
+
+def test_everything_is_there_after_setup(folder: Path) -> None:
+    module = data(folder, vocab_size=50_000, revision="v1")
+    module.prepare_data()
+    module.setup("fit")
+    assert list(module.encoded) == list(module.corpus.splits) == ["train", "valid", "test"]
+    assert module.tokenizer.kind == "bpe"
+    report = "\n".join(module.report)
+    assert f"train: {len(module.encoded['train']):,} tokens" in report
+    assert "50,000 asked" in report
+    assert "revision v1 has no effect" in report
+    assert "an epoch of 4 windows of 16 tokens" in report
+
+
+def test_setup_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data(folder).setup()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "word", "byte", "char"])
+def test_every_tokenizer_makes_batches(folder: Path, kind: str) -> None:
+    module = data(folder, tokenizer=kind)
+    batches = tokens(module.train_dataloader())
+    assert len(batches) == len(module.train_dataloader())
+    assert all(batch.shape == (4, 17) for batch in batches[:-1])
+    assert all(int(batch.max()) < module.tokenizer.vocab_size for batch in batches)
+    report = "\n".join(module.report)
+    assert ("320 has no effect" in report) == (kind == "byte")
+    assert ("documents are not marked" in report) == (kind == "word")
+
+
+def test_training_windows_are_stretches_of_the_text(folder: Path) -> None:
+    module = data(folder, tokenizer="byte", vocab_size=None)
+    whole = (folder / "train.txt").read_bytes()
+    rows = [row for batch in tokens(module.train_dataloader()) for row in batch.tolist()]
+    assert all(bytes(row) in whole for row in rows)
+    assert len(rows) == (len(whole) - 16) // 16
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize("stride", [None, 5])
+def test_evaluation_scores_every_token_once(folder: Path, split: str, stride: int | None) -> None:
+    module = data(folder)
+    scored: list[int] = []
+    for batch in module.evaluation_loader(split, stride=stride, batch_size=3):
+        assert len(batch["tokens"]) <= 3
+        scored += batch["tokens"][:, 1:][batch["scored"]].tolist()
+    assert scored == module.encoded[split].tokens.tolist()
+    text = (folder / f"{split}.txt").read_text(encoding="utf-8")
+    assert module.tokenizer.decode(scored) == text
+
+
+def test_validation_and_test_are_there(folder: Path) -> None:
+    module = data(folder)
+    for loader, split in ((module.val_dataloader(), "valid"), (module.test_dataloader(), "test")):
+        assert sum(int(b["scored"].sum()) for b in loader) == len(module.encoded[split])
+        assert next(iter(loader))["tokens"].shape == (4, 17)
+
+
+def test_a_given_tokenizer_is_kept(folder: Path) -> None:
+    first = data(folder, tokenizer="word", vocab_size=None)
+    first.setup()
+    (folder / "train.txt").write_text("other words\n" * 60, encoding="utf-8")
+    second = data(folder, given_tokenizer=first.tokenizer)
+    second.setup()
+    assert second.tokenizer is first.tokenizer
+    alone = data(folder, splits=["test"], given_tokenizer=first.tokenizer)
+    assert len(tokens(alone.test_dataloader())) == len(tokens(first.test_dataloader()))
+    with pytest.raises(UserError, match="without the split 'valid'"):
+        alone.val_dataloader()
+    with pytest.raises(UserError, match="without its train split there is no tokenizer"):
+        data(folder, splits=["test"]).setup()
+
+
+def test_document_marks_can_be_left_out(folder: Path) -> None:
+    (folder / "train.txt").unlink()
+    article = " \n = One = \n \n text about norms and vectors \n"
+    (folder / "wiki.train.tokens").write_text(article * 9, encoding="utf-8")
+    marked, plain = data(folder), data(folder, document_mark=False)
+    marked.setup()
+    plain.setup()
+    assert (marked.encoded["train"].tokens == marked.tokenizer.eos).sum() == 8
+    assert (plain.encoded["train"].tokens == plain.tokenizer.eos).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"window": 0}, "window is 0"),
+        ({"window": 100_000, "max_tokens": 200_000}, "too few for a window of 100000"),
+        ({"max_tokens": 15}, "max_tokens is 15 and window is 16"),
+        ({"vocab_size": 20}, "bpe needs at least 257"),
+        ({"vocab_size": None}, "bpe needs a vocab_size"),
+        ({"tokenizer": "bep"}, "did you mean bpe"),
+        ({"splits": ["train", "tset"]}, r"has no tset\.txt"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(folder: Path, changes: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        data(folder, **changes).setup()
+    assert len(str(caught.value).splitlines()) == 1
+    cache = folder.parent / "c"
+    assert all((entry / "entry.json").is_file() for entry in cache.glob("*"))
+
+
+def test_too_many_processes_are_refused(folder: Path) -> None:
+    module = data(folder)
+    module.setup()
+    module.check_ranks(3)
+    with pytest.raises(UserError, match="'valid' has .* windows, too few for 60 processes"):
+        module.check_ranks(60)
+    with pytest.raises(UserError, match="too few for 6000 processes"):
+        module.check_ranks(6000)
+
+
+def test_ranks_share_one_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, rows, scored = [], [], 0
+    for rank in range(3):
+        module = data(folder)
+        monkeypatch.setattr(LanguageData, "_place", lambda _, rank=rank: (rank, 3))
+        batches = tokens(module.train_dataloader())
+        counts.append(len(batches))
+        rows += [tuple(row) for batch in batches for row in batch.tolist()]
+        scored += sum(int(batch["scored"].sum()) for batch in module.val_dataloader())
+    assert len(set(counts)) == 1
+    assert scored == len(module.encoded["valid"])
+    monkeypatch.setattr(LanguageData, "_place", lambda _: (0, 1))
+    whole = [
+        tuple(row) for batch in tokens(data(folder).train_dataloader()) for row in batch.tolist()
+    ]
+    assert len(whole) - 3 < len(rows) <= len(whole)
+    assert not set(rows) - set(whole)
+
+
+# Resume
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stream_resumes_at_any_batch(folder: Path, workers: int) -> None:
+    small = {"window": 64, "max_tokens": 256}
+    first = data(folder, total_batches=1, **small)
+    first.setup()
+    n = len(first._batches(0, 1))
+    total = 2 * n + 3
+    whole = tokens(data(folder, total_batches=total, **small).train_dataloader())
+    assert len(whole) == total
+    # With workers at the places where something could go wrong; they take seconds to start.
+    places = range(total + 1) if not workers else (1, n - 1, n, n + 1, total - 1)
+    for done in places:
+        loader = data(folder, total_batches=total, workers=workers, **small).train_dataloader()
+        assert isinstance(loader, StreamLoader)
+        batches = iter(loader)
+        for _ in range(done):
+            next(batches)
+        state = loader.state_dict()
+        assert state == {"batches_done": done}
+        del batches
+        again = data(folder, total_batches=total, workers=workers, **small).train_dataloader()
+        again.load_state_dict(state)
+        rest = tokens(again)
+        assert len(rest) == total - done
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True)), done
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_at_a_time_resumes_too(folder: Path, workers: int) -> None:
+    loader = data(folder, workers=workers).train_dataloader()
+    assert isinstance(loader, ResumableLoader)
+    loader.batch_sampler.set_epoch(1)  # type: ignore[union-attr]
+    whole = tokens(loader)
+    for done in (0, 5, len(whole) - 1):
+        again = data(folder, workers=workers).train_dataloader()
+        again.load_state_dict({"epoch": 1, "batches_done": done})
+        rest = tokens(again)
+        assert len(rest) == len(whole) - done
+        assert all(torch.equal(a, b) for a, b in zip(rest, whole[done:], strict=True))
+
+
+def test_reading_draws_no_random_numbers(folder: Path) -> None:
+    before = torch.get_rng_state()
+    module = data(folder, total_batches=20)
+    assert len(tokens(module.train_dataloader())) == 20
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Witness(pl.LightningModule):
+    """Remembers the batches it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[torch.Tensor] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        self.seen.append(batch["tokens"])
+        return self.layer(batch["tokens"].float()[:, :1]).mean() * 1e-6
+
+    def validation_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
+        assert batch["scored"].any()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture
+def fit(folder: Path, tmp_path: Path) -> Callable[..., Witness]:
+    def run(steps: int, **more: Any) -> Witness:
+        witness = Witness()
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            use_distributed_sampler=False,
+            val_check_interval=7,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(witness, datamodule=data(folder, total_batches=60), **more)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        return witness
+
+    return run
+
+
+def test_a_trainer_resumes_where_it_stopped(fit: Callable[..., Witness], tmp_path: Path) -> None:
+    whole = fit(40)
+    first = fit(17)
+    rest = fit(40, ckpt_path=tmp_path / "17.ckpt")
+    seen = first.seen + rest.seen
+    assert len(seen) == len(whole.seen) == 40
+    assert all(torch.equal(a, b) for a, b in zip(seen, whole.seen, strict=True))
+
+
+def test_the_room_is_lean() -> None:
+    code = (
+        "import sys, normtrain.data.language as room; room.load_text('python', splits=['test']);"
+        "print([m for m in ('torch', 'datasets', 'tokenizers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

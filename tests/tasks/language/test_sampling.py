@@ -1,0 +1,260 @@
+"""Sampling: kept tokens by brute force, draws against the softmax, windows, seeds, modes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from normtrain.errors import RunError, UserError
+from normtrain.models import CausalLM
+from normtrain.models.blocks import LayerConfig
+from normtrain.norms import NormRules
+from normtrain.tasks.language.sampling import filter_logits, generate
+
+VOCAB = 11
+
+
+class Fixed(nn.Module):
+    """A model whose logits follow from the last token alone; it notes what it was fed."""
+
+    def __init__(self, table: Tensor, max_positions: int = 1000) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+        self.vocab_size, self.max_positions = table.size(1), max_positions
+        self.fed: list[list[int]] = []
+        self.modes: set[tuple[bool, bool]] = set()
+
+    def start(self, rows: int) -> list[int]:
+        assert rows == 1
+        return []
+
+    def prefill(self, tokens: Tensor, state: list[int], *, last: bool) -> Tensor:
+        assert last
+        self.modes.add((self.training, torch.is_grad_enabled()))
+        self.fed.append(tokens[0].tolist())
+        state += tokens[0].tolist()
+        assert len(state) <= self.max_positions
+        return self.table[tokens[:, -1:]]
+
+
+def lm(max_positions: int = 64, dropout: float = 0.0, **options: Any) -> CausalLM:
+    torch.manual_seed(0)
+    config = LayerConfig(16, 2, 24, NormRules.of("rmsnorm"), kv_heads=1, dropout=dropout)
+    model = CausalLM(config, VOCAB, layers=2, max_positions=max_positions, **options)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+MODEL = lm()
+
+
+def probabilities(
+    logits: list[float], temperature: float, k: int | None, p: float | None
+) -> list[float]:
+    """What is sampled from, token by token, in plain Python."""
+    order = sorted(range(len(logits)), key=lambda i: (-logits[i], i))
+    kept = order[:k]
+    weights = {i: math.exp((logits[i] - logits[order[0]]) / temperature) for i in kept}
+    if p is not None and p < 1:
+        total, reached, nucleus = sum(weights.values()), 0.0, []
+        for i in kept:
+            nucleus.append(i)
+            reached += weights[i] / total
+            if reached >= p:
+                break
+        kept = nucleus
+    total = sum(weights[i] for i in kept)
+    return [weights[i] / total if i in kept else 0.0 for i in range(len(logits))]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    logits=st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=9),
+    temperature=st.sampled_from([0.3, 1.0, 2.5]),
+    k=st.none() | st.integers(1, 10),
+    p=st.none() | st.sampled_from([1e-9, 0.113, 0.377, 0.613, 0.871, 0.9993, 1.0]),
+)
+def test_filtered_logits_are_those_of_brute_force(
+    logits: list[float], temperature: float, k: int | None, p: float | None
+) -> None:
+    row = torch.tensor(logits, dtype=torch.float64)
+    found = filter_logits(torch.stack([row, row + 7]), temperature, k, p).softmax(-1)
+    expected = torch.tensor(probabilities(logits, temperature, k, p), dtype=torch.float64)
+    for each in found:
+        assert torch.equal(each > 0, expected > 0)
+        torch.testing.assert_close(each, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("p", "count"), [(0.5, 1), (0.5001, 2), (0.75, 2), (0.7501, 3), (1.0, 4)])
+def test_the_nucleus_ends_where_it_reaches_p(p: float, count: int) -> None:
+    logits = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log()
+    kept = filter_logits(logits, 1.0, None, p).isfinite()
+    assert kept.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:count])
+
+
+def test_a_filter_keeps_its_dtype_and_survives_extremes() -> None:
+    logits = torch.tensor([3.0, -torch.inf, 1e30, 1e30, -1e30])
+    assert filter_logits(logits.bfloat16(), 1.0, 2, None).dtype == torch.float32
+    assert filter_logits(logits.double(), 1.0, 2, None).dtype == torch.float64
+    for temperature in (1e-300, 1e-30, 1.0):
+        found = filter_logits(logits, temperature, None, 0.9)
+        assert found.softmax(-1).tolist() == [0, 0, 0.5, 0.5, 0]
+    assert filter_logits(logits, 0, None, None).isfinite().tolist() == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("temperature", "k", "p"), [(1.0, None, None), (0.5, None, None), (2.0, 5, None), (1.0, 6, 0.8)]
+)
+def test_draws_follow_the_probabilities(temperature: float, k: int | None, p: float | None) -> None:
+    logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(4)) * 1.5
+    model, draws = Fixed(logits.repeat(VOCAB, 1)), 6000
+    found = Counter(
+        generate(model, [0], max_tokens=draws, temperature=temperature, top_k=k, top_p=p, seed=5)
+    )
+    expected = probabilities(logits.tolist(), temperature, k, p)
+    statistic = 0.0
+    for token, share in enumerate(expected):
+        if share == 0:
+            assert found[token] == 0
+        else:
+            statistic += (found[token] - draws * share) ** 2 / (draws * share)
+    freedom = sum(share > 0 for share in expected) - 1
+    # Mean `freedom`, variance twice that: five standard deviations.
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_a_seed_repeats_itself_and_no_other() -> None:
+    model = lm()
+
+    def tokens(seed: int | None) -> list[int]:
+        return list(generate(model, [1, 2], max_tokens=30, seed=seed))
+
+    assert tokens(3) == tokens(3)
+    different = {tuple(tokens(seed)) for seed in (3, 4, None, None)}
+    assert len(different) == 4
+
+
+def test_the_global_generator_is_not_drawn_from() -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    for seed in (None, 1):
+        list(generate(MODEL, [1], max_tokens=5, seed=seed))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned", "none"])
+def test_greedy_takes_the_whole_models_likeliest_token(positions: str) -> None:
+    model = lm(positions=positions).eval()
+    found = list(generate(model, [3, 1], max_tokens=25, temperature=0, top_k=4, top_p=0.3))
+    text = [3, 1]
+    with torch.no_grad():
+        for token in found:
+            assert token == int(model(torch.tensor([text]))[0, -1].argmax())
+            text.append(token)
+    assert len(found) == 25
+    assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+@pytest.mark.parametrize("length", [1, 7, 8, 9, 20])
+def test_a_full_window_goes_on_from_its_last_half(window: int, length: int) -> None:
+    table = torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(2))
+    model = Fixed(table, max_positions=window)
+    prompt = [i % VOCAB for i in range(length)]
+    found = list(generate(model, prompt, max_tokens=20, seed=1))
+    text, at, seen, expected = [*prompt, *found], length, 0, []
+    for _ in found:
+        new = length if not expected else 1
+        if seen + new > window:
+            new = seen = max(1, window // 2)
+        else:
+            seen += new
+        expected.append(text[at - new : at])
+        at += 1
+    assert model.fed == expected
+    # The cache makes a token one step: what is fed again is at most the half window each half.
+    assert window < 4 or sum(map(len, model.fed[1:])) <= 3 * len(found)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
+def test_a_models_text_goes_past_its_positions(positions: str) -> None:
+    model = lm(8, positions=positions).eval()
+    found = list(generate(model, [1, 2, 3], max_tokens=30, temperature=0))
+    text, window = [1, 2, 3], [1, 2, 3]
+    for token in found:
+        if len(window) > 8:
+            window = window[-4:]
+        with torch.no_grad():
+            assert token == int(model(torch.tensor([window]))[0, -1].argmax())
+        text.append(token)
+        window.append(token)
+
+
+def test_a_stop_token_ends_the_text_and_is_kept_back() -> None:
+    table = torch.full((4, 4), -50.0)
+    for token, following in itertools.pairwise([0, 1, 3, 2]):
+        table[token, following] = 0
+    table[2, 0] = 0
+    model = Fixed(table)
+    assert list(generate(model, [0], max_tokens=9, stop_ids=[2])) == [1, 3]
+    assert list(generate(model, [0], max_tokens=9, stop_ids=iter([1]))) == []
+    assert list(generate(model, [0], max_tokens=5)) == [1, 3, 2, 0, 1]
+    assert len(model.fed) == 3 + 1 + 5  # no step after the last token
+
+
+def test_the_model_is_the_callers_between_tokens() -> None:
+    model = Fixed(torch.zeros(VOCAB, VOCAB))
+    stream = generate(model, [1], max_tokens=3, seed=1)
+    assert model.fed == []  # nothing is computed before it is asked for
+    for _ in stream:
+        assert model.training
+        assert torch.is_grad_enabled()
+    assert model.modes == {(False, False)}
+    frozen = lm(dropout=0.5)
+    frozen.decoder.layers[0].eval()
+    modes = [module.training for module in frozen.modules()]
+    first = list(generate(frozen, [1], max_tokens=9, seed=1))
+    assert [module.training for module in frozen.modules()] == modes
+    assert first == list(generate(frozen.eval(), [1], max_tokens=9, seed=1))
+
+
+def test_the_mode_comes_back_after_a_failure() -> None:
+    model = Fixed(torch.full((VOCAB, VOCAB), torch.nan))
+    with pytest.raises(RunError, match="NaN or infinite logits for generated token 1"):
+        list(generate(model, [1], max_tokens=3))
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt_ids": []}, "the prompt is empty; start it with the end-of-text token"),
+        ({"prompt_ids": [1, 11]}, "prompt token 11 is not among the model's 11 tokens"),
+        ({"prompt_ids": [-1]}, "prompt token -1 is not among"),
+        ({"stop_ids": [2, 12]}, "stop token 12 is not among"),
+        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
+        ({"temperature": -0.1}, "temperature is -0.1; it must be 0 or more"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"temperature": math.inf}, "temperature is inf"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": math.nan}, "top_p is nan"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call(changes: dict[str, Any], message: str) -> None:
+    settings = {"prompt_ids": [1], "max_tokens": 3} | changes
+    with pytest.raises(UserError) as caught:
+        generate(MODEL, settings.pop("prompt_ids"), **settings)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,146 @@
+"""The data module, from a folder to batches, under a real Trainer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from normtrain.errors import UserError
+from normtrain.models.token_ids import EOS
+from normtrain.tasks.translation.data import TranslationData
+
+LONG = "rất " * 60
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    words = {
+        "en": ["a", "dog", "sees", "two", "birds"],
+        "vi": ["con", "chó", "thấy", "hai", "chim"],
+    }
+    root = tmp_path / "text"
+    root.mkdir()
+    for split, count in (("train", 60), ("valid", 11), ("test", 7)):
+        for language, known in words.items():
+            lines = [" ".join(draw.choice(known, draw.integers(1, 9))) + "." for _ in range(count)]
+            lines[2] = "" if language == "en" else lines[2]
+            lines[3] = LONG if language == "vi" else lines[3]
+            (root / f"{split}.{language}").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def data(folder: Path, **more: object) -> TranslationData:
+    settings: dict[str, object] = {
+        "max_tokens": 90,
+        "max_length": 40,
+        "vocab_size": 5000,
+        "cache_dir": folder.parent / "cache",
+    }
+    return TranslationData(str(folder), **(settings | more))  # type: ignore[arg-type]
+
+
+def test_everything_is_there_after_setup(folder: Path) -> None:
+    module = data(folder)
+    module.prepare_data()
+    module.setup("fit")
+    assert len(module.encoded["train"]) == 58
+    assert module.tokenizer.vocab_size < 5000
+    assert module.corpus.splits["train"].source[2] == ""
+    report = "\n".join(module.report)
+    assert "dropped 1 pairs with an empty side" in report
+    assert "dropped 1 pairs longer than max_length=40" in report
+    assert "valid: cut 1 target sentences" in report
+    assert "5,000 asked" in report
+    assert "of target positions are real" in report
+
+
+def test_setup_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data(folder).setup()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_pass_holds_every_training_sentence(folder: Path) -> None:
+    module = data(folder)
+    texts = []
+    for batch in module.train_dataloader():
+        assert (
+            batch["source"].shape[0] * max(batch["source"].shape[1], batch["target_out"].shape[1])
+            <= 90
+        )
+        for row in batch["target_out"]:
+            assert EOS in row.tolist()
+            texts.append(module.tokenizer.decode(row.tolist()))
+    kept = [i for i in range(60) if i not in (2, 3)]
+    assert sorted(texts) == sorted(module.corpus.splits["train"].target[i] for i in kept)
+
+
+@pytest.mark.parametrize(("split", "count"), [("valid", 11), ("test", 7)])
+def test_evaluation_sees_every_line_once(folder: Path, split: str, count: int) -> None:
+    module = data(folder)
+    seen = []
+    for batch in module.evaluation_loader(split):
+        for line, row in zip(batch["index"].tolist(), batch["source"].tolist(), strict=True):
+            seen.append(line)
+            assert module.tokenizer.decode(row) == module.corpus.splits[split].source[line]
+    assert sorted(seen) == list(range(count))
+
+
+def test_a_given_tokenizer_is_kept(folder: Path) -> None:
+    first = data(folder)
+    first.setup()
+    (folder / "train.en").write_text("other\n" * 60, encoding="utf-8")
+    second = data(folder, tokenizer=first.tokenizer)
+    second.setup()
+    assert second.tokenizer is first.tokenizer
+
+
+def test_a_test_set_alone_needs_a_tokenizer(folder: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        data(folder, splits=["test"]).setup()
+    whole = data(folder)
+    whole.setup()
+    alone = data(folder, splits=["test"], tokenizer=whole.tokenizer)
+    assert len(list(alone.test_dataloader())) == len(list(whole.test_dataloader()))
+    with pytest.raises(UserError, match="without the split 'valid'"):
+        alone.val_dataloader()
+
+
+def test_a_revision_without_effect_is_reported(folder: Path) -> None:
+    module = data(folder, revision="v1")
+    module.setup()
+    assert any("revision v1 has no effect" in line for line in module.report)
+
+
+def test_ranks_share_one_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    counts = []
+    for rank in range(3):
+        module = data(folder)
+        monkeypatch.setattr(TranslationData, "_place", lambda _, rank=rank: (rank, 3))
+        batches = list(module.train_dataloader())
+        counts.append(len(batches))
+        seen += [int(i) for batch in batches for i in batch["index"]]
+    assert len(set(counts)) == 1
+    assert sorted(seen) == list(range(58))
+
+
+def test_workers_give_the_same_batches(folder: Path) -> None:
+    alone, helped = data(folder), data(folder, workers=2)
+    for _ in range(2):  # the second pass uses the same workers again
+        passes = zip(alone.train_dataloader(), helped.train_dataloader(), strict=True)
+        for one, other in passes:
+            assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_room_is_lean() -> None:
+    code = (
+        "import sys, normtrain.data; print([m for m in ('torch','datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

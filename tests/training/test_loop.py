@@ -1,0 +1,290 @@
+"""The training loop: what stops it, what it says, and two ranks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from conftest import tiny_settings
+
+from normtrain.config.recipe import override
+from normtrain.errors import RunError
+from normtrain.models import build_model
+from normtrain.models.token_ids import PAD
+from normtrain.tasks.translation import module as translation
+from normtrain.tasks.translation.data import TranslationData
+from normtrain.tasks.translation.tokenizer import Tokenizer
+from normtrain.training import Interrupted, describe, fit, resume
+from normtrain.training.callbacks.metrics import read_metrics
+from normtrain.training.machine import keep_freed_memory, resolve_precision
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_out_of_memory_names_the_shape_and_the_setting(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(*args: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(translation, "training_loss", no_memory)
+    with pytest.raises(RunError, match=r"source \(\d+, \d+\).*lower data.max_tokens \(now 60\)"):
+        fit(tiny_recipe(), out=tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = translation.training_loss, []
+
+    def broken(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return real(*args, **options) * (float("nan") if len(calls) > 7 else 1.0)
+
+    monkeypatch.setattr(translation, "training_loss", broken)
+    with pytest.raises(RunError, match=r"the loss is nan at step 8.*optim.lr"):
+        fit(tiny_recipe(), out=tmp_path / "run")
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 7
+    assert all(torch.isfinite(v).all() for v in last["state_dict"].values())
+    monkeypatch.setattr(translation, "training_loss", real)
+    resume(tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == "12"
+
+
+def test_patience_stops_early_and_the_run_counts_as_finished(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A learning rate of next to nothing: BLEU stays as it is.
+    recipe = tiny_recipe(
+        train_max_steps=40, train_val_every=2, train_patience=2, optim_lr=1e-12, train_best="bleu"
+    )
+    run = fit(recipe, out=tmp_path / "run")
+    steps = [int(row["step"]) for row in read_metrics(run / "metrics.csv")]
+    assert steps[-1] == 6
+    resume(run)
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_progress_goes_to_stderr_and_samples_are_shown(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(tiny_recipe(), out=tmp_path / "run")
+    out, err = capsys.readouterr()
+    assert out == ""
+    for words in ("tokens/s", "left", "validation loss", "BLEU", "reference", "parameters"):
+        assert words in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("change", [{"optim_clip": 0}, {"optim_clip": 0.01}])
+def test_clipping_bounds_the_update_and_0_turns_it_off(
+    change: dict[str, Any], tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = fit(tiny_recipe(train_max_steps=3, **change), out=tmp_path / "run")
+    norms = [float(r["gradient_norm"]) for r in read_metrics(run / "metrics.csv") if r["epoch"]]
+    assert min(norms) > 0.01  # the norm before clipping is what is reported
+    plain = fit(tiny_recipe(train_max_steps=3, optim_clip=1e9), out=tmp_path / "plain")
+    losses = [
+        [r["train_loss"] for r in read_metrics(path / "metrics.csv") if r["epoch"]]
+        for path in (run, plain)
+    ]
+    assert (losses[0] == losses[1]) == (change["optim_clip"] == 0)
+
+
+def test_accumulation_takes_as_many_batches_to_an_update(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    tokens = {}
+    for accumulate in (1, 3):
+        recipe = tiny_recipe(train_max_steps=4, optim_accumulate=accumulate)
+        run = fit(recipe, out=tmp_path / str(accumulate))
+        tokens[accumulate] = int(read_metrics(run / "metrics.csv")[-2]["tokens"])
+    assert tokens[3] > 2 * tokens[1]
+
+
+def test_describe_counts_the_parameters_of_the_model(tiny_recipe: Callable[..., Any]) -> None:
+    recipe = tiny_recipe(norm="layernorm")
+    model = build_model(recipe.model, recipe.data.vocab_size)
+    text = describe(recipe)
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in text
+    assert "7 × layernorm" in text
+
+
+def test_precision_auto_says_why() -> None:
+    precision, reason = resolve_precision("auto")
+    assert precision in ("32-true", "bf16-mixed")
+    assert reason
+    assert resolve_precision("32")[0] == "32-true"
+    assert resolve_precision("bf16-true")[0] == "bf16-true"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
+def test_freed_memory_is_kept_on_linux() -> None:
+    assert keep_freed_memory()
+
+
+def first_batches(recipe: Any, batches: int, rank: int = 0, world: int = 1) -> list[Any]:
+    data = TranslationData(
+        recipe.data.source,
+        max_tokens=recipe.data.max_tokens,
+        max_length=recipe.data.max_length,
+        vocab_size=recipe.data.vocab_size,
+        seed=recipe.train.seed,
+        total_batches=batches,
+    )
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    return list(data.train_dataloader())
+
+
+def assert_first_update_is_of(row: dict[str, str], recipe: Any, batches: list[Any]) -> None:
+    """The loss, gradient and tokens of all batches as if they were one."""
+    counts = [int((b["target_out"] != PAD).sum()) for b in batches]
+    assert len(set(counts)) > 1
+    pl.seed_everything(recipe.train.seed, verbose=False)
+    tokenizer = (Path(row["run"]) / "tokenizer.json").read_text(encoding="utf-8")
+    model = build_model(recipe.model, Tokenizer.from_json(tokenizer).vocab_size)
+    total = torch.zeros(())
+    for batch in batches:
+        logits = model(batch["source"], batch["target_in"]).flatten(0, 1)
+        total = total + torch.nn.functional.cross_entropy(
+            logits,
+            batch["target_out"].flatten(),
+            ignore_index=PAD,
+            label_smoothing=recipe.optim.label_smoothing,
+            reduction="sum",
+        )
+    loss = total / sum(counts)
+    loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
+    assert float(row["gradient_norm"]) == pytest.approx(float(gradient.norm()), rel=1e-4)
+    assert int(row["tokens"]) == sum(counts)
+
+
+def test_accumulated_batches_weigh_by_their_tokens(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(train_max_steps=1, optim_warmup_steps=0, optim_accumulate=5)
+    recipe = override(recipe, ["model.dropout=0"])
+    run = fit(recipe, out=tmp_path / "run")
+    row = read_metrics(run / "metrics.csv")[0] | {"run": str(run)}
+    assert_first_update_is_of(row, recipe, first_batches(recipe, 5))
+
+
+def on_two_ranks(folder: Path, *words: str, torchrun: bool = False) -> str:
+    """Run ``fit`` on two CPU ranks and give what it says."""
+    start = [sys.executable, str(ROOT / "cli.py")]
+    if torchrun:
+        launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+        start = [sys.executable, *launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+        start.append(str(ROOT / "cli.py"))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*start, "fit", *words], capture_output=True, text=True, env=environment, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{folder}\n"
+    return done.stderr
+
+
+def numbers(run: Path) -> list[dict[str, str]]:
+    clocked = ("tokens_per_second", "seconds")
+    rows = read_metrics(run / "metrics.csv")
+    return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
+
+
+@pytest.mark.slow  # tests/training/test_ranks.py has the quick ones
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_ranks_share_the_work_and_resume(
+    torchrun: bool, corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    changes = {"train_max_steps": 10, "train_val_every": 5, "model_dropout": 0.2}
+    settings = [word for setting in tiny_settings(**changes) for word in ("--set", setting)]
+    whole = tmp_path / "run"
+    words = ["--recipe", "envi", "--data", str(corpus_folder), "--out", str(whole), *settings]
+    ranks = [] if torchrun else ["--devices", "2", "--strategy", "ddp"]
+    on_two_ranks(whole, *words, *ranks, torchrun=torchrun)
+    rows = numbers(whole)
+    assert [row["step"] for row in rows if row["epoch"]] == [str(i) for i in range(1, 11)]
+    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    states = last["random_state"]
+    assert len(states) == 2
+    assert not torch.equal(states[0]["torch"], states[1]["torch"])  # each its own dropout
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    (again / "status.json").unlink()
+    shutil.copy(again / "checkpoints" / "step-00000004.ckpt", again / "checkpoints" / "last.ckpt")
+    # Lightning starts the second rank itself: the run remembers on how many it was started.
+    on_two_ranks(again, "--resume", str(again), torchrun=torchrun)
+    assert numbers(again) == rows
+    resumed = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(v, resumed[k]) for k, v in last["state_dict"].items())
+    (again / "status.json").unlink()
+    with pytest.raises(ValueError, match="takes 2 batches, which 3 processes .* with 1 or 2$"):
+        resume(again, devices=3)
+
+
+@pytest.mark.slow
+def test_two_ranks_make_one_update_of_both_their_batches(
+    corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    changes = {"train_max_steps": 3, "train_val_every": 3, "model_dropout": 0, "train_seed": 3}
+    settings = [word for setting in tiny_settings(**changes) for word in ("--set", setting)]
+    run = tmp_path / "run"
+    words = ["--recipe", "envi", "--data", str(corpus_folder), "--out", str(run), *settings]
+    on_two_ranks(run, *words, "--devices", "2", "--strategy", "ddp")
+    recipe = tiny_recipe(**changes)
+    batches = [first_batches(recipe, 2, rank, world=2)[0] for rank in (0, 1)]
+    assert_first_update_is_of(numbers(run)[0] | {"run": str(run)}, recipe, batches)
+
+
+def test_fewer_pairs_than_ranks_is_said_before_anything_is_made(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="12 pairs, too few for 13 processes"):
+        fit(tiny_recipe(), out=tmp_path / "run", devices=13)
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_that_changed_is_refused_on_resume(
+    tiny_recipe: Callable[..., Any], corpus_folder: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(corpus_folder, text)
+    recipe = override(tiny_recipe(), [f"data.source={text}"])
+    run = fit(recipe, out=tmp_path / "run")
+    (run / "status.json").unlink()
+    lines = (text / "train.vi").read_text(encoding="utf-8").splitlines()
+    (text / "train.vi").write_text("\n".join(lines[::-1]) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="not what .* was trained on"):
+        resume(run)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
+    tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = translation.training_loss, []
+
+    def twice(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **options)
+
+    monkeypatch.setattr(translation, "training_loss", twice)
+    with pytest.raises(Interrupted, match=r"at once, without saving; go on with: .*--resume"):
+        fit(tiny_recipe(), out=tmp_path / "run")
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
