@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from normtrain.config.tasks import TranslationModel
-from normtrain.models import Seq2Seq, build_model
-from normtrain.tasks.translation.decoding.beam import DecodingState, beam_search
+from normtrain.models import DecodingState, Seq2Seq, build_model
+from normtrain.tasks.translation.decoding.beam import beam_search
 from normtrain.training.machine import keep_freed_memory
 
 PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4

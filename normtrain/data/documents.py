@@ -18,8 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
-from normtrain.data import folder as _folder
-from normtrain.errors import RunError
+from normtrain.data.reading import GZIP_ERRORS, bad_gzip, not_utf8, unreadable
 
 #: Bytes after which a piece ends with its line.
 PIECE = 1 << 16
@@ -175,8 +174,8 @@ def _blocks(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
             if block and not block.endswith(b"\n"):
                 room = LONGEST_LINE if left is None else min(LONGEST_LINE, left - len(block))
                 block += stream.readline(room)
-        except _folder.GZIP_ERRORS as error:
-            raise _folder.bad_gzip(path, error, lines) from error
+        except GZIP_ERRORS as error:
+            raise bad_gzip(path, error, lines) from error
         except OSError as error:
             raise unreadable(path, error) from error
         if not block:
@@ -199,13 +198,8 @@ def _decoded(blocks: Iterable[bytes], path: Path, strict: bool) -> Iterator[str]
             begin = raw.rfind(b"\n", 0, error.start) + 1
             at = error.start - begin + 1 + (0 if begin else column)
             line = lines + raw.count(b"\n", 0, error.start) + 1
-            raise _folder.not_utf8(path, line, at, raw[error.start], head) from error
+            raise not_utf8(path, line, at, raw[error.start], head) from error
         done = len(raw) - len(decoder.getstate()[0])
         begin = raw.rfind(b"\n", 0, done) + 1
         lines, column = lines + raw.count(b"\n", 0, done), done - begin + (0 if begin else column)
         yield text
-
-
-def unreadable(path: Path, error: OSError) -> RunError:
-    """The error for a file that can't be read."""
-    return RunError(f"can't read {path}: {error.strerror or error}")

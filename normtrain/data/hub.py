@@ -1,134 +1,91 @@
-"""Parallel corpora from the Hugging Face Hub, through `datasets`; plain data files only."""
+"""Datasets of the Hugging Face Hub, through `datasets`; plain data files only, no code is run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from normtrain.data.text import clean_lines
+from normtrain.data.reading import SPLITS
 from normtrain.errors import RunError, UserError
 
-IWSLT15 = "thainq107/iwslt2015-en-vi"
+#: Names a split may have on the Hub, preferred first; any other split is named by itself.
+ALIASES: dict[str, tuple[str, ...]] = {"valid": ("validation", "valid", "dev")}
 
-#: A loader takes (repository, revision) and returns a mapping from split name to dataset.
-Loader = Callable[[str, str | None], Mapping[str, Any]]
-
-_SPLITS: dict[str, tuple[str, ...]] = {
-    "train": ("train",),
-    # IWSLT'15's own names for its validation and test sets.
-    "valid": ("validation", "valid", "dev"),
-    "test": ("test",),
-    "tst2012": ("tst2012", "validation"),
-    "tst2013": ("tst2013", "test"),
-}
-_OFFLINE = (
-    "train offline with '--data phrasebook', or on your own files with '--data DIR' (train.en, "
-    "train.vi, valid.en, valid.vi)"
-)
-# `datasets` lists them both where none was chosen and where there is no such one.
+# `datasets` lists the configurations both where none was chosen and where the name is unknown.
 _CONFIGURATIONS = re.compile(r"(?:available configs|not found\. Available): \[(.*?)\]")
 _COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 
-def load_hub(
+def select_splits(
     repository: str,
-    revision: str | None,
+    tables: Mapping[str, Any],
     splits: Sequence[str] | None,
-    loader: Loader | None = None,
-) -> tuple[dict[str, tuple[list[str], list[str]]], str | None]:
-    """Read a two-language dataset.
+    aliases: Mapping[str, tuple[str, ...]] = ALIASES,
+) -> dict[str, Any]:
+    """Pick the tables of splits.
 
     Args:
-        repository: ``owner/name``.
-        revision: a branch, tag or commit; None takes the newest.
-        splits: which splits; None takes train, valid and, where there is one, test.
-        loader: stands in for the Hub (tests read local files in its format).
-
-    Returns:
-        ``{split: (English lines, Vietnamese lines)}`` and the commit that was read, None where
-        it can't be told.
+        repository: ``owner/name``, for errors.
+        tables: split name on the Hub to table.
+        splits: names; None takes train, valid and, where it exists, test.
+        aliases: the names that a split may have on the Hub.
 
     Raises:
-        UserError: no such dataset, revision, split, or it hasn't the columns ``en`` and ``vi``
-            (or a ``translation`` column that holds them).
-        RunError: the Hub can't be reached and the dataset isn't cached.
+        UserError: a split is not there.
     """
-    tables = (loader or _download)(repository, revision)
-    wanted = splits if splits is not None else ("train", "valid", "test")
-    found: dict[str, tuple[list[str], list[str]]] = {}
-    commit: str | None = None
-    for split in wanted:
-        name = next((n for n in _SPLITS.get(split, (split,)) if n in tables), None)
-        if name is None:
-            if splits is None and split == "test":
-                continue
+    found: dict[str, Any] = {}
+    for split in splits if splits is not None else SPLITS:
+        name = next((n for n in aliases.get(split, (split,)) if n in tables), None)
+        if name is not None:
+            found[split] = tables[name]
+        elif splits is not None or split != "test":
             raise UserError(
                 f"the dataset {repository} has no split {split!r}; it has {', '.join(tables)}"
             )
-        found[split] = _columns(repository, tables[name])
-        commit = commit or commit_of(tables[name])
-    return found, commit or resolve(repository, revision, loader is None)
+    return found
 
 
-def _columns(repository: str, table: Any) -> tuple[list[str], list[str]]:
-    names = list(table.column_names)
-    if "en" in names and "vi" in names:
-        source, target = table["en"], table["vi"]
-    elif "translation" in names and {"en", "vi"} <= set(table.features["translation"]):
-        both = table["translation"]
-        source, target = [row["en"] for row in both], [row["vi"] for row in both]
-    else:
-        raise UserError(
-            f"the dataset {repository} has the columns {', '.join(names)}; it needs 'en' and 'vi', "
-            "or 'translation' with both"
-        )
-    return clean_lines(text or "" for text in source), clean_lines(text or "" for text in target)
-
-
-def commit_of(table: Any) -> str | None:
-    """The commit that `datasets` puts into the path of the files it caches."""
-    for file in getattr(table, "cache_files", None) or ():
-        commits = _COMMIT.findall(str(file.get("filename", "")))
-        if commits:
-            return commits[-1]
-    return None
-
-
-def resolve(repository: str, revision: str | None, ask: bool) -> str | None:
-    """The commit that a revision stands for; the revision itself where it can't be told.
+def find_commit(
+    repository: str, revision: str | None, tables: Iterable[Any], *, ask: bool
+) -> str | None:
+    """Return the commit that was read, or the revision itself where it can't be told.
 
     Args:
         repository: ``owner/name``.
         revision: a branch, tag or commit; None is the newest.
+        tables: what was read.
         ask: whether the Hub may be asked.
     """
-    if revision is not None and _COMMIT.fullmatch(revision):
-        return revision
-    if not ask:
+    for table in tables:
+        # `datasets` puts the commit into the path of the files it caches.
+        for file in getattr(table, "cache_files", None) or ():
+            commits = _COMMIT.findall(str(file.get("filename", "")))
+            if commits:
+                return commits[-1]
+    if not ask or (revision is not None and _COMMIT.fullmatch(revision)):
         return revision
     try:
         from huggingface_hub import HfApi
 
         return HfApi().dataset_info(repository, revision=revision).sha
-    except Exception:  # offline with a cached copy: the data are there, only the commit isn't known
+    except Exception:  # offline with a cached copy: only the commit is unknown
         return revision
 
 
-def _download(repository: str, revision: str | None) -> Mapping[str, Any]:
-    return download(repository, _OFFLINE, revision=revision)
-
-
 def download(repository: str, offline: str, **choice: str | None) -> Mapping[str, Any]:
-    """Read a dataset of the Hub, or its cached copy; code in it is never run.
+    """Read a dataset of the Hub, or its cached copy.
 
     Args:
         repository: ``owner/name``.
-        offline: what else can be done, for whom the Hub doesn't answer.
+        offline: what the user can do instead when the Hub can't be reached.
         choice: ``revision`` and whatever else `datasets.load_dataset` takes to choose data.
 
+    Returns:
+        Split name to table.
+
     Raises:
-        UserError: no such dataset, revision or configuration, or it needs its own code.
+        UserError: the dataset, revision or configuration is not found, or it needs its own code.
         RunError: the Hub can't be reached and the dataset isn't cached.
     """
     import datasets
@@ -144,7 +101,7 @@ def download(repository: str, offline: str, **choice: str | None) -> Mapping[str
     except Exception as error:
         if "script" in str(error) and isinstance(error, RuntimeError):
             raise UserError(
-                f"the dataset {repository} needs its own Python code, which is never run here; "
+                f"the dataset {repository} needs its own Python code, which is never run; "
                 "use one made of plain data files"
             ) from error
         if isinstance(error, ValueError) and (known := _CONFIGURATIONS.search(str(error))):
@@ -152,14 +109,9 @@ def download(repository: str, offline: str, **choice: str | None) -> Mapping[str
                 f"the dataset {repository} has the configurations {known.group(1)}; choose one as "
                 "hf:owner/name:configuration"
             ) from error
-        raise unreachable(repository, error, offline) from error
-
-
-def unreachable(repository: str, error: BaseException, offline: str) -> RunError:
-    """The error for a Hub that doesn't answer, with what to do about it."""
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return RunError(
-        f"can't get {repository} from the Hugging Face Hub ({first}); {offline}, or fetch the "
-        "dataset once where there is a network and copy the folder ~/.cache/huggingface here "
-        "(then HF_HUB_OFFLINE=1 skips the network)"
-    )
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(
+            f"can't get {repository} from the Hugging Face Hub ({reason}); {offline}, or download "
+            "the dataset once where there is a network and copy the folder ~/.cache/huggingface "
+            "to this machine (then HF_HUB_OFFLINE=1 skips the network)"
+        ) from error

@@ -1,33 +1,38 @@
-"""Where text for language modelling comes from: Python itself, the Hub, a folder or a file."""
+"""Text corpora for language modelling by name: Python's library, the Hub, a folder or a file."""
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from normtrain.data import folder as _folder
 from normtrain.data.cache import fingerprint
 from normtrain.data.documents import Documents
-from normtrain.errors import UserError, unknown_name
-from normtrain.tasks.language import files as _files
-from normtrain.tasks.language import text_hub as _hub
+from normtrain.data.reading import corpus_not_found, expand_user
+from normtrain.errors import UserError
 from normtrain.tasks.language.stdlib import load_python
+from normtrain.tasks.language.text_files import load_file, load_folder
+from normtrain.tasks.language.text_hub import (
+    CONFIGURATIONS,
+    ENWIK8,
+    WIKITEXT,
+    Loader,
+    load_hub_text,
+)
 
-_NAMED = ("enwik8", "python", "wikitext103", "wikitext2")
+_NAMES = ("enwik8", "python", "wikitext103", "wikitext2")
 
 
 @dataclass(frozen=True)
 class TextCorpus:
-    """A corpus of running text, which is read again at every pass and never held.
+    """A corpus of running text, which is read from its source at every pass.
 
     Attributes:
-        name: what it was asked for by.
+        name: the source it was loaded from.
         splits: the documents by split name.
         provenance: plain values: ``kind`` (python, hub, folder or file), ``source``, ``revision``,
-            ``sha256`` of all the text, ``documents_<split>``; of Python's library also ``python``,
-            its version, and ``skipped``, how many files were not UTF-8.
+            ``sha256`` of all the text, ``documents_<split>``; for Python's library also
+            ``python``, its version, and ``skipped``, how many files were not UTF-8.
     """
 
     name: str
@@ -36,8 +41,8 @@ class TextCorpus:
 
 
 def text_names() -> list[str]:
-    """The text corpora known by name."""
-    return sorted(_NAMED)
+    """Return the names of the text corpora that have one."""
+    return sorted(_NAMES)
 
 
 def load_text(
@@ -45,7 +50,7 @@ def load_text(
     *,
     revision: str | None = None,
     splits: Sequence[str] | None = None,
-    hub_loader: _hub.Loader | None = None,
+    hub_loader: Loader | None = None,
 ) -> TextCorpus:
     """Load a corpus for language modelling; the text is kept exactly as it is.
 
@@ -56,34 +61,35 @@ def load_text(
             or ``"hf:owner/name:configuration"`` (with a ``text`` column), a folder (see
             `load_folder`) or a file (see `load_file`). A folder or file that is named like a
             corpus is reached as ``./python``.
-        revision: pins a dataset of the Hub; without effect on the others.
-        splits: which splits; None takes train, valid and, where there is one, test.
-        hub_loader: stands in for the Hub (see `normtrain.tasks.language.text_hub.load_hub_text`).
+        revision: pins a dataset of the Hub; ignored for the others.
+        splits: which splits; None takes train, valid and, where it exists, test.
+        hub_loader: replaces the Hub (see `load_hub_text`).
 
     Raises:
-        UserError: no such corpus, file or split, or a file that can't be used.
+        UserError: the corpus, file or split is not found, or a file can't be used.
         RunError: the Hub can't be reached, or a file can't be read.
     """
     plain: dict[str, str | int | None] = {"kind": "file", "source": source, "revision": None}
-    path = _folder.located(source)
+    path = expand_user(source)
     if source == "python":
         found, skipped = load_python(splits)
         plain |= {"kind": "python", "python": platform.python_version(), "skipped": skipped}
-    elif source in _NAMED or source.startswith("hf:"):
+    elif source in _NAMES or source.startswith("hf:"):
         repository, configuration = _dataset(source)
-        found, commit = _hub.load_hub_text(repository, configuration, revision, splits, hub_loader)
+        found, commit = load_hub_text(repository, configuration, revision, splits, hub_loader)
         full = f"{repository}:{configuration}" if configuration else repository
         plain |= {"kind": "hub", "source": full, "revision": commit}
     elif path.is_dir():
-        found = _files.load_folder(path, splits)
+        found = load_folder(path, splits)
         plain["kind"] = "folder"
     elif path.is_file():
-        found = _files.load_file(path, splits)
+        found = load_file(path, splits)
     else:
-        raise _no_corpus(source)
+        path_help = "a folder with train.txt, or a text file"
+        raise corpus_not_found(source, _NAMES, path_help, "hf:owner/name")
     for split, documents in found.items():
         if documents.empty:
-            raise UserError(f"{source}: the split {split!r} is empty; it needs text")
+            raise UserError(f"{source}: the split {split!r} is empty; it must have text")
     parts = (part for split, d in found.items() for part in (split, d.fingerprint))
     plain["sha256"] = fingerprint(*parts)
     plain |= {f"documents_{split}": documents.count for split, documents in found.items()}
@@ -91,10 +97,11 @@ def load_text(
 
 
 def _dataset(source: str) -> tuple[str, str | None]:
+    """The repository and configuration of a corpus on the Hub."""
     if source == "enwik8":
-        return _hub.ENWIK8, None
-    if source in _hub.CONFIGURATIONS:
-        return _hub.WIKITEXT, _hub.CONFIGURATIONS[source]
+        return ENWIK8, None
+    if source in CONFIGURATIONS:
+        return WIKITEXT, CONFIGURATIONS[source]
     repository, colon, configuration = source[3:].partition(":")
     parts = repository.split("/")
     if len(parts) != 2 or not all(parts) or (colon and not configuration):
@@ -103,12 +110,3 @@ def _dataset(source: str) -> tuple[str, str | None]:
             "hf:owner/name:configuration"
         )
     return repository, configuration or None
-
-
-def _no_corpus(source: str) -> UserError:
-    if os.sep in source or source.startswith((".", "~")):
-        return UserError(
-            f"there is no folder or file {source}; give a folder that holds train.txt, or a text"
-        )
-    near = unknown_name("corpus", source, _NAMED)
-    return UserError(f"{near}; or a folder with train.txt, a text file, or hf:owner/name")

@@ -15,7 +15,7 @@ from normtrain.errors import RunError, UserError
 from normtrain.models.modes import evaluating
 
 
-class LanguageModel(Protocol):
+class PrefillModel(Protocol):
     """A model that goes on from a prompt. ``CausalLM`` is one.
 
     Attributes:
@@ -70,7 +70,7 @@ def filter_logits(
 
 
 def generate(
-    model: LanguageModel,
+    model: PrefillModel,
     prompt_ids: Sequence[int],
     *,
     max_tokens: int,
@@ -141,7 +141,7 @@ class _Window:
         model: see `generate`.
     """
 
-    def __init__(self, model: LanguageModel) -> None:
+    def __init__(self, model: PrefillModel) -> None:
         self.model, self.state = model, None
         self.tokens: list[int] = []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from normtrain.data.documents import Documents, documents_of
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.language.files import chosen
+from normtrain.tasks.language.text_files import chosen
 
 # Installed packages, tests and what is generated when Python is built are left out. So are IDLE
 # and lib2to3, which some distributions leave out, and whose grammars are broken on purpose.

@@ -6,7 +6,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from normtrain.data import hub as _hub
 from normtrain.data.documents import (
     Documents,
     Piece,
@@ -14,8 +13,9 @@ from normtrain.data.documents import (
     documents_of,
     in_pieces,
 )
+from normtrain.data.hub import download, find_commit, select_splits
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.language.files import SPLITS, articles, chosen, standard_cuts
+from normtrain.tasks.language.text_files import articles, chosen, standard_cuts
 
 WIKITEXT = "Salesforce/wikitext"
 ENWIK8 = "LTCB/enwik8"
@@ -25,7 +25,6 @@ CONFIGURATIONS = {"wikitext2": "wikitext-2-v1", "wikitext103": "wikitext-103-v1"
 #: A loader takes (repository, configuration, revision) and returns split name to dataset.
 Loader = Callable[[str, str | None, str | None], Mapping[str, Any]]
 
-_NAMES = {"valid": ("validation", "valid", "dev")}
 _OFFLINE = (
     "train offline with '--data python', or on your own text with '--data DIR' (train.txt, "
     "valid.txt, test.txt) or '--data FILE'"
@@ -52,8 +51,8 @@ def load_hub_text(
         configuration: which of the dataset's configurations; None takes its only one.
         revision: a branch, tag or commit (of enwik8, one that holds its rows as data files); None
             takes the newest.
-        splits: which splits; None takes train, valid and, where there is one, test.
-        loader: stands in for the Hub.
+        splits: which splits; None takes train, valid and, where it exists, test.
+        loader: replaces the Hub.
 
     Returns:
         The splits, and the commit that was read, None where it can't be told.
@@ -65,20 +64,12 @@ def load_hub_text(
     if repository == ENWIK8:
         return _load_enwik8(revision, splits, loader)
     tables = (loader or _download)(repository, configuration, revision)
+    chosen_tables = select_splits(repository, tables, splits)
     found: dict[str, Documents] = {}
-    commit: str | None = None
-    for split in splits if splits is not None else SPLITS:
-        name = next((n for n in _NAMES.get(split, (split,)) if n in tables), None)
-        if name is None:
-            if splits is None and split == "test":
-                continue
-            raise UserError(
-                f"the dataset {repository} has no split {split!r}; it has {', '.join(tables)}"
-            )
-        table = _text_column(repository, tables[name])
-        found[split] = _wikitext(table) if repository == WIKITEXT else _rows_as_documents(table)
-        commit = commit or _hub.commit_of(tables[name])
-    return found, commit or _hub.resolve(repository, revision, loader is None)
+    for split, table in chosen_tables.items():
+        texts = _text_column(repository, table)
+        found[split] = _wikitext(texts) if repository == WIKITEXT else _rows_as_documents(texts)
+    return found, find_commit(repository, revision, chosen_tables.values(), ask=loader is None)
 
 
 def _load_enwik8(
@@ -94,7 +85,7 @@ def _load_enwik8(
     table = _text_column(ENWIK8, tables["train"])
     first, second, size = standard_cuts(len(_joined(table)), f"the dataset {ENWIK8}")
     borders = {"train": (0, first), "valid": (first, second), "test": (second, size)}
-    commit = _hub.commit_of(tables["train"]) or _hub.resolve(ENWIK8, revision, loader is None)
+    commit = find_commit(ENWIK8, revision, [tables["train"]], ask=loader is None)
     return {split: _stretch(table, *borders[split]) for split in wanted}, commit
 
 
@@ -144,4 +135,4 @@ def _download(
 ) -> Mapping[str, Any]:
     # In the branch of data files a configuration is a folder.
     chosen_by = "data_dir" if repository == ENWIK8 else "name"
-    return _hub.download(repository, _OFFLINE, revision=revision, **{chosen_by: configuration})
+    return download(repository, _OFFLINE, revision=revision, **{chosen_by: configuration})

@@ -1,25 +1,30 @@
-"""Where parallel text comes from: a named corpus, the Hub, or a folder."""
+"""Parallel corpora by name: the phrasebook, the Hub, or a folder."""
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from normtrain.data import folder as _folder
-from normtrain.data import hub as _hub
 from normtrain.data.cache import fingerprint, fingerprint_lines
+from normtrain.data.phrasebook import PHRASEBOOK_VERSION, read_phrasebook
+from normtrain.data.reading import SPLITS, corpus_not_found, expand_user
 from normtrain.data.text import looks_tokenized
-from normtrain.errors import UserError, unknown_name
+from normtrain.errors import UserError
+from normtrain.tasks.translation.parallel_files import read_parallel_folder
+from normtrain.tasks.translation.parallel_hub import IWSLT15, Loader, load_parallel_hub
 
-_NAMED = ("iwslt15", "phrasebook")
+# The corpora with a name are all English-Vietnamese.
+_NAMES = ("iwslt15", "phrasebook")
+_NAMED_PAIR = ("en", "vi")
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}([-_][A-Za-z0-9]{1,8})*")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Sentence pairs, cleaned as `normtrain.data.text` says; both lists are equally long."""
+    """Sentence pairs, cleaned as described in `normtrain.data.text`; both lists have one length."""
 
     source: list[str]
     target: list[str]
@@ -28,7 +33,7 @@ class Pairs:
         if len(self.source) != len(self.target):
             raise UserError(
                 f"{len(self.source):,} source lines but {len(self.target):,} target lines; "
-                "both sides need one line for each sentence"
+                "both sides must have one line for each sentence"
             )
 
     def __len__(self) -> int:
@@ -45,109 +50,114 @@ class Corpus:
     """A parallel corpus.
 
     Attributes:
-        name: what it was asked for by.
+        name: the source it was loaded from.
         splits: by split name. In ``valid`` and ``test`` every line of the files is kept, an empty
-            one too, so that line counts stay what they were.
+            one too, so that line counts are those of the files.
         provenance: plain values: ``kind`` (phrasebook, hub or folder), ``source``, ``revision``,
-            ``sha256`` of all the text, and the number of pairs of each split.
-        tokenized: the text comes tokenised (see `normtrain.data.text.looks_tokenized`).
+            ``sha256`` of all the text, the number of pairs of each split, and ``tokenized``.
+        tokenized: whether the text is tokenized (see `normtrain.data.text.looks_tokenized`).
+        source_lang: language code of the source side.
+        target_lang: language code of the target side.
     """
 
     name: str
     splits: dict[str, Pairs]
     provenance: dict[str, str | int | None]
     tokenized: bool
+    source_lang: str = "en"
+    target_lang: str = "vi"
 
 
 def corpus_names() -> list[str]:
-    """The corpora known by name."""
-    return sorted(_NAMED)
+    """Return the names of the corpora that have one."""
+    return sorted(_NAMES)
 
 
 def load_corpus(
     source: str,
     *,
+    source_lang: str = "en",
+    target_lang: str = "vi",
     revision: str | None = None,
     splits: Sequence[str] | None = None,
-    hub_loader: _hub.Loader | None = None,
+    hub_loader: Loader | None = None,
 ) -> Corpus:
-    """Load a parallel English–Vietnamese corpus.
+    """Load a parallel corpus.
 
     Args:
         source: ``"phrasebook"``, ``"iwslt15"``, ``"hf:owner/name"`` or a folder. A folder that is
             named like a corpus is reached as ``./phrasebook``.
-        revision: pins a dataset of the Hub; without effect on the others.
-        splits: which splits; None takes train, valid and, where there is one, test. A folder may
+        source_lang: code of the source language: the ending of its files (``train.en``) and the
+            name of its column on the Hub.
+        target_lang: likewise for the target language.
+        revision: pins a dataset of the Hub; ignored for the others.
+        splits: which splits; None takes train, valid and, where it exists, test. A folder may
             hold any other pair of files by stem, ``tst2013.en`` and ``tst2013.vi``.
-        hub_loader: stands in for the Hub (see `normtrain.data.hub.load_hub`).
+        hub_loader: replaces the Hub (see `load_parallel_hub`).
 
     Raises:
-        UserError: no such corpus, folder, file or split, or files that can't be used.
+        UserError: the corpus, folder, file or split is not found or can't be used, or it isn't in
+            these languages.
         RunError: the Hub can't be reached, or a file can't be read.
     """
-    found: str | None = None
+    _check_languages(source, source_lang, target_lang)
+    revision_read: str | None = None
     if source == "phrasebook":
-        texts, found = _phrasebook(splits)
-        kind = "phrasebook"
+        kind, revision_read = "phrasebook", PHRASEBOOK_VERSION
+        texts = {
+            split: (read_phrasebook(split, source_lang), read_phrasebook(split, target_lang))
+            for split in splits or SPLITS
+        }
     elif source == "iwslt15" or source.startswith("hf:"):
-        repository = _hub.IWSLT15 if source == "iwslt15" else source[3:]
+        kind, repository = "hub", IWSLT15 if source == "iwslt15" else source[3:]
         if repository.count("/") != 1 or not all(repository.split("/")):
             raise UserError(f"{source!r} is not a Hub dataset; write it as hf:owner/name")
-        texts, found = _hub.load_hub(repository, revision, splits, hub_loader)
-        kind = "hub"
+        texts, revision_read = load_parallel_hub(
+            repository, revision, splits, source_lang, target_lang, hub_loader
+        )
     else:
-        texts = _from_folder(source, splits)
-        kind = "folder"
+        kind, folder = "folder", expand_user(source)
+        if not folder.is_dir():
+            raise _no_folder(source, folder, source_lang, target_lang)
+        texts = read_parallel_folder(folder, splits, source_lang, target_lang)
     pairs = {split: Pairs(*sides) for split, sides in texts.items()}
     for split, side in pairs.items():
         if not any(s and t for s, t in zip(side.source, side.target, strict=True)):
             raise UserError(f"{source}: the split {split!r} has no pair with text on both sides")
-    return _corpus(source, kind, found, pairs)
+    provenance = _provenance(source, kind, revision_read, pairs)
+    tokenized = bool(provenance["tokenized"])
+    return Corpus(source, pairs, provenance, tokenized, source_lang, target_lang)
 
 
-def _corpus(source: str, kind: str, revision: str | None, pairs: dict[str, Pairs]) -> Corpus:
-    provenance: dict[str, str | int | None] = {
+def _check_languages(source: str, source_lang: str, target_lang: str) -> None:
+    for key, code in (("source_lang", source_lang), ("target_lang", target_lang)):
+        if not _LANGUAGE.fullmatch(code):
+            raise UserError(f"data.{key} must be a language code such as en or pt-BR, got {code!r}")
+    if source_lang == target_lang:
+        raise UserError(f"data.source_lang and data.target_lang must differ, got {source_lang!r}")
+    if source in _NAMES and {source_lang, target_lang} != set(_NAMED_PAIR):
+        raise UserError(
+            f"the corpus {source} is English-Vietnamese: data.source_lang and data.target_lang "
+            f"must be en and vi, got {source_lang} and {target_lang}"
+        )
+
+
+def _provenance(
+    source: str, kind: str, revision: str | None, pairs: dict[str, Pairs]
+) -> dict[str, str | int | None]:
+    shown = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
+    return {
         "kind": kind,
-        "source": _hub.IWSLT15 if source == "iwslt15" else source,
+        "source": IWSLT15 if source == "iwslt15" else source,
         "revision": revision,
         "sha256": fingerprint(*(part for k, v in pairs.items() for part in (k, v.fingerprint))),
+        **{f"pairs_{split}": len(side) for split, side in pairs.items()},
+        "tokenized": looks_tokenized(shown.target),
     }
-    provenance |= {f"pairs_{split}": len(side) for split, side in pairs.items()}
-    shown = pairs["train"] if "train" in pairs else next(iter(pairs.values()))
-    tokenized = looks_tokenized(shown.target)
-    return Corpus(source, pairs, provenance | {"tokenized": tokenized}, tokenized)
 
 
-def _phrasebook(
-    splits: Sequence[str] | None,
-) -> tuple[dict[str, tuple[list[str], list[str]]], str]:
-    from normtrain.data.phrasebook import PHRASEBOOK_VERSION, phrasebook_splits
-
-    known = phrasebook_splits()
-    wanted = list(splits) if splits is not None else ["train", "valid", "test"]
-    for split in wanted:
-        if split not in known:
-            raise unknown_name("split of the phrasebook", split, known)
-    return {split: known[split] for split in wanted}, str(PHRASEBOOK_VERSION)
-
-
-def _from_folder(
-    source: str, splits: Sequence[str] | None
-) -> dict[str, tuple[list[str], list[str]]]:
-    path = _folder.located(source)
-    if not path.is_dir():
-        raise _no_corpus(source, path)
-    if splits is None:
-        splits = ["train", "valid"]
-        if any(_folder.find_side(path, "test", language) for language in ("en", "vi")):
-            splits.append("test")
-    return {split: _folder.read_split(path, split) for split in splits}
-
-
-def _no_corpus(source: str, path: Path) -> UserError:
+def _no_folder(source: str, path: Path, source_lang: str, target_lang: str) -> UserError:
+    folder = f"a folder with train.{source_lang} and train.{target_lang}"
     if path.is_file():
-        return UserError(f"{source} is a file; give the folder that holds train.en and train.vi")
-    if os.sep in source or source.startswith((".", "~")):
-        return UserError(f"there is no folder {source}; give one that holds train.en and train.vi")
-    near = unknown_name("corpus", source, _NAMED)
-    return UserError(f"{near}; or a folder with train.en and train.vi, or hf:owner/name")
+        return UserError(f"{source} is a file; give {folder}")
+    return corpus_not_found(source, _NAMES, folder, "hf:owner/name")

@@ -64,6 +64,7 @@ def score(
     *,
     tokenized: bool,
     tokenized_output: bool | None = None,
+    target_lang: str = "vi",
 ) -> Scores:
     """Score translations against one reference each.
 
@@ -73,6 +74,7 @@ def score(
         tokenized: the references come tokenised. They are then detokenised for BLEU and chrF.
         tokenized_output: the translations do, as from a model of tokenised text; by default as
             the references. Where both do they are scored a second time as they are.
+        target_lang: language code, for detokenization; BLEU's own tokenization is 13a for all.
 
     Returns:
         The scores, with the signatures of the metrics.
@@ -97,9 +99,9 @@ def score(
         with_none, signature_none = _bleu(hypotheses, references, "none")
         as_they_are = TokenizedBleu(with_13a.score, with_none.score, signature_13a, signature_none)
     if tokenized_output:
-        hypotheses = [detokenize(line) for line in hypotheses]
+        hypotheses = [detokenize(line, target_lang) for line in hypotheses]
     if tokenized:
-        references = [detokenize(line) for line in references]
+        references = [detokenize(line, target_lang) for line in references]
     bleu, signature = _bleu(hypotheses, references, "13a")
     chrf = CHRF()
     chrf_score = chrf.corpus_score(list(hypotheses), [list(references)]).score

@@ -15,7 +15,7 @@ from language_texts import real, sentences, write_folder
 from normtrain.data import documents as room
 from normtrain.data.documents import Documents, document, documents_of, in_pieces
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.language import files, stdlib
+from normtrain.tasks.language import stdlib, text_files
 from normtrain.tasks.language.corpora import load_text, text_names
 
 
@@ -168,9 +168,9 @@ def test_wikitexts_articles_are_documents(folder: Path) -> None:
 
 
 def test_long_articles_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "PIECE", 10)
+    monkeypatch.setattr(text_files, "PIECE", 10)
     lines = [" \n", " = One = \n", " \n", *[f" line {i} \n" for i in range(9)]] * 3
-    pieces = list(files.articles(iter(lines)))
+    pieces = list(text_files.articles(iter(lines)))
     assert [piece.ends for piece in pieces].count(True) == 3
     assert "".join(piece.text for piece in pieces) == "".join(lines)
 
@@ -194,7 +194,7 @@ def test_a_single_file_is_cut_at_line_ends(tmp_path: Path, zipped: bool) -> None
 def test_enwik8_is_cut_after_ninety_million_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_BYTES", 1000)
+    monkeypatch.setattr(text_files, "_BYTES", 1000)
     raw = ("é" * 600).encode()[1:1001]  # both cuts fall inside a character
     (tmp_path / "enwik8").write_bytes(raw)
     corpus = load_text(str(tmp_path / "enwik8"))
@@ -230,7 +230,7 @@ BAD: dict[str, tuple[str, bytes | None, str]] = {
         zipped("\n".join(f"{i * 7919 % 10007} text" for i in range(200_000)).encode(), 2000),
         r"train\.txt\.gz is truncated or damaged after line \d",
     ),
-    "not gzip": ("train.txt.gz", b"plain\n", r"train\.txt\.gz is not valid gzip.*take '\.gz' off"),
+    "not gzip": ("train.txt.gz", b"plain\n", r"train\.txt\.gz is not valid gzip.*remove '\.gz'"),
     "missing": (
         "valid.txt",
         None,
@@ -259,8 +259,8 @@ def test_bad_files_are_told_in_one_line(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("./nowhere", "there is no folder or file"),
-        ("~nobody-here/x", "there is no home folder for '~nobody-here/x'"),
+        ("./nowhere", "nowhere not found"),
+        ("~nobody-here/x", "home directory of '~nobody-here/x'"),
         ("pyhton", "did you mean python"),
         ("hf:nobody", "hf:owner/name"),
         ("hf:a/b:", "hf:owner/name:configuration"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.language import files
+from normtrain.tasks.language import text_files
 from normtrain.tasks.language.corpora import load_text
 
 
@@ -48,7 +48,7 @@ def test_any_text_column_is_read() -> None:
 
 
 def test_the_hubs_enwik8_is_cut_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_BYTES", 1000)
+    monkeypatch.setattr(text_files, "_BYTES", 1000)
     rows: list[str | None] = ["<é>\n" * 20] * 10
     corpus = load_text("enwik8", hub_loader=tables(train=rows))
     parts = ["".join(d.texts()).encode("utf-8", "surrogateescape") for d in corpus.splits.values()]

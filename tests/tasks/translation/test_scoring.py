@@ -136,3 +136,18 @@ def test_wrong_counts_are_an_error() -> None:
 def test_detokenize(tokens: str, written: str) -> None:
     assert detokenize(tokens) == written
     assert detokenize(written) == written
+
+
+@pytest.mark.parametrize(
+    ("lang", "tokens", "written"),
+    [
+        ("fr", "l' homme dit : « Qu' est -ce ? »", "l'homme dit : « Qu'est -ce ? »"),
+        ("fr-CA", "à 10 : 30 , d’ accord !", "à 10:30, d’accord !"),
+        ("it", "Un po' d' acqua ?", "Un po'd'acqua?"),
+        ("de", "Er sagte : „ Komm ! “ ( leise )", "Er sagte: „Komm!“ (leise)"),
+        ("de", "Ich hab ' s 'ne", "Ich hab 's 'ne"),
+        ("pl", "“ Tak , ” -LRB- 5 @-@ 6 -RRB- .", "“Tak,” (5-6)."),
+    ],
+)
+def test_detokenize_other_languages(lang: str, tokens: str, written: str) -> None:
+    assert detokenize(tokens, lang) == written

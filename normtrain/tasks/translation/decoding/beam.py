@@ -26,7 +26,7 @@ from normtrain.errors import RunError, UserError
 from normtrain.tasks.translation.decoding.candidates import row_candidates
 
 
-class DecodingState(Protocol):
+class BeamState(Protocol):
     """What a model remembers between steps: its caches, laid out as B * K rows."""
 
     def reorder(self, index: Tensor) -> None:
@@ -39,7 +39,7 @@ class DecodingState(Protocol):
 class StepModel(Protocol):
     """A model that can be decoded. ``Seq2Seq`` is one."""
 
-    def start(self, source: Tensor, beams: int, max_length: int) -> DecodingState:
+    def start(self, source: Tensor, beams: int, max_length: int) -> BeamState:
         """Encode ``source`` (B, S) for at most ``max_length`` steps of ``B * beams`` rows."""
 
     def step(self, tokens: Tensor, state: Any) -> Tensor:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from normtrain.data import folder as _folder
 from normtrain.data.documents import (
     LONGEST_LINE,
     PIECE,
@@ -16,6 +15,13 @@ from normtrain.data.documents import (
     document,
     in_pieces,
     open_text,
+)
+from normtrain.data.reading import (
+    GZIP_ERRORS,
+    SPLITS,
+    bad_gzip,
+    file_not_found,
+    stems,
     unreadable,
 )
 from normtrain.errors import UserError, unknown_name
@@ -24,7 +30,6 @@ from normtrain.errors import UserError, unknown_name
 CUT_BY_BYTES = ("enwik8", "text8")
 _BYTES = 100_000_000
 _CUTS = (0.9, 0.95)
-SPLITS = ("train", "valid", "test")
 
 # Which endings hold running text, and which of them WikiText's articles under headings.
 _ENDINGS = ("txt", "tokens", "raw")
@@ -50,8 +55,7 @@ def load_folder(folder: Path, splits: Sequence[str] | None) -> dict[str, Documen
     for split in splits:
         path = find_text(folder, split)
         if path is None:
-            stems = _folder.STEMS.get(split, (split,))
-            raise _folder.missing(folder, " or ".join(f"{stem}.txt" for stem in stems))
+            raise file_not_found(folder, " or ".join(f"{stem}.txt" for stem in stems(split)))
         found[split] = file_documents(path)
     return found
 
@@ -63,7 +67,7 @@ def find_text(folder: Path, split: str) -> Path | None:
         UserError: several files could be meant.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    for stem in _folder.STEMS.get(split, (split,)):
+    for stem in stems(split):
         for prefix in ("", r".+\."):
             pattern = rf"{prefix}{re.escape(stem)}\.(?:{'|'.join(_ENDINGS)})"
             for end in ("", r"\.gz"):
@@ -194,8 +198,8 @@ def _cuts(path: Path) -> tuple[int, int, int]:
                 while (line := stream.readline(LONGEST_LINE)) and not line.endswith(b"\n"):
                     pass
                 cuts.append(stream.tell())
-        except _folder.GZIP_ERRORS as error:
-            raise _folder.bad_gzip(path, error, None) from error
+        except GZIP_ERRORS as error:
+            raise bad_gzip(path, error, None) from error
         except OSError as error:
             raise unreadable(path, error) from error
     if not size:

@@ -1,10 +1,10 @@
 """Sentences of two clauses: relative clauses, because, if, when, although, that, and."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair, Phrase
-from normtrain.data.phrasebook.lexicon import Verb, lexicon
-from normtrain.data.phrasebook.statements import Construction, clear, says, timed
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.grammar import Action, Draw, Pair, Phrase
+from tools.phrasebook.lexicon import Verb, lexicon
+from tools.phrasebook.statements import Construction, clear, says, timed
 
 LEX = lexicon()
 _BY_NAME = {verb.en: verb for verb in LEX.actions}

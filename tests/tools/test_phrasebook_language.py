@@ -2,13 +2,13 @@
 
 import pytest
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.english import gerund, third_person, with_article
-from normtrain.data.phrasebook.generate import generate
-from normtrain.data.phrasebook.grammar import Action, Draw
-from normtrain.data.phrasebook.lexicon import lexicon
-from normtrain.data.phrasebook.numbers import clock, date, english_number, vietnamese_number
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.english import gerund, third_person, with_article
+from tools.phrasebook.generate import generate
+from tools.phrasebook.grammar import Action, Draw
+from tools.phrasebook.lexicon import lexicon
+from tools.phrasebook.numbers import clock, date, english_number, vietnamese_number
 
 _DIGITS = ["không", "một", "hai", "ba", "bốn", "năm", "sáu", "bảy", "tám", "chín"]
 

@@ -1,10 +1,10 @@
 """How people and animals do things, gifts, outings and requests."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair
-from normtrain.data.phrasebook.lexicon import Verb, lexicon
-from normtrain.data.phrasebook.statements import WHOLESOME, Construction, says, timed
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.grammar import Action, Draw, Pair
+from tools.phrasebook.lexicon import Verb, lexicon
+from tools.phrasebook.statements import WHOLESOME, Construction, says, timed
 
 LEX = lexicon()
 

@@ -12,7 +12,7 @@ from functools import cache
 from typing import NamedTuple
 from zlib import crc32
 
-from normtrain.data.phrasebook import (
+from tools.phrasebook import (
     activities,
     compound,
     descriptions,
@@ -21,7 +21,7 @@ from normtrain.data.phrasebook import (
     situations,
     statements,
 )
-from normtrain.data.phrasebook.grammar import Draw
+from tools.phrasebook.grammar import Draw
 
 PHRASEBOOK_VERSION = "1"
 """Changes whenever the sentences do."""

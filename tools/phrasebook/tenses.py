@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair, Phrase
-from normtrain.data.phrasebook.lexicon import Verb
+from tools.phrasebook.grammar import Action, Draw, Pair, Phrase
+from tools.phrasebook.lexicon import Verb
 
 _BE = {"1": "am", "3": "is", "p": "are"}
 _WAS = {"1": "was", "3": "was", "p": "were"}

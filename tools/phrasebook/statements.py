@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair
-from normtrain.data.phrasebook.lexicon import Place, Verb, lexicon
-from normtrain.data.phrasebook.numbers import WEEKDAYS, clock, english_number, vietnamese_number
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.grammar import Action, Draw, Pair
+from tools.phrasebook.lexicon import Place, Verb, lexicon
+from tools.phrasebook.numbers import WEEKDAYS, clock, english_number, vietnamese_number
 
 LEX = lexicon()
 Construction = Callable[[Draw], Pair]

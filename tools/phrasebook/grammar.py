@@ -8,9 +8,9 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
-from normtrain.data.phrasebook.english import with_article
-from normtrain.data.phrasebook.lexicon import Adjective, Kin, Mass, Noun, Verb, lexicon
-from normtrain.data.phrasebook.numbers import english_number, vietnamese_number
+from tools.phrasebook.english import with_article
+from tools.phrasebook.lexicon import Adjective, Kin, Mass, Noun, Verb, lexicon
+from tools.phrasebook.numbers import english_number, vietnamese_number
 
 T = TypeVar("T")
 Pair = tuple[str, str]

@@ -1,12 +1,12 @@
 """Whose things are, where things and people are, and who has what."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.english import with_article
-from normtrain.data.phrasebook.grammar import Draw, Pair
-from normtrain.data.phrasebook.lexicon import Noun, lexicon
-from normtrain.data.phrasebook.numbers import english_number, vietnamese_number
-from normtrain.data.phrasebook.statements import Construction, says, timed
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.english import with_article
+from tools.phrasebook.grammar import Draw, Pair
+from tools.phrasebook.lexicon import Noun, lexicon
+from tools.phrasebook.numbers import english_number, vietnamese_number
+from tools.phrasebook.statements import Construction, says, timed
 
 LEX = lexicon()
 

@@ -1,11 +1,11 @@
 """What people and things are like, where they are, whose they are, and how they compare."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.english import with_article
-from normtrain.data.phrasebook.grammar import Draw, Pair, Phrase
-from normtrain.data.phrasebook.lexicon import Adjective, lexicon
-from normtrain.data.phrasebook.statements import Construction, says, timed
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.english import with_article
+from tools.phrasebook.grammar import Draw, Pair, Phrase
+from tools.phrasebook.lexicon import Adjective, lexicon
+from tools.phrasebook.statements import Construction, says, timed
 
 LEX = lexicon()
 _JOBS = tuple(n for n in LEX.people if "job" in n.tags and n.en != "fisherman")

@@ -1,18 +1,18 @@
 """Weather, clock times, dates, ages, prices, amounts, countries and languages."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.english import with_article
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair
-from normtrain.data.phrasebook.lexicon import Verb, lexicon
-from normtrain.data.phrasebook.numbers import (
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.english import with_article
+from tools.phrasebook.grammar import Action, Draw, Pair
+from tools.phrasebook.lexicon import Verb, lexicon
+from tools.phrasebook.numbers import (
     WEEKDAYS,
     clock,
     date,
     english_number,
     vietnamese_number,
 )
-from normtrain.data.phrasebook.statements import Construction, says, timed
+from tools.phrasebook.statements import Construction, says, timed
 
 LEX = lexicon()
 _WEATHER = (("hot", "nóng"), ("cold", "lạnh"), ("cool", "mát"), ("sunny", "nắng"), ("warm", "ấm"))

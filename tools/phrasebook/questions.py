@@ -1,11 +1,11 @@
 """Questions with yes or no for an answer, and questions with a question word."""
 
-from normtrain.data.phrasebook import grammar as g
-from normtrain.data.phrasebook import tenses as t
-from normtrain.data.phrasebook.activities import VEHICLES
-from normtrain.data.phrasebook.grammar import Action, Draw, Pair, Phrase
-from normtrain.data.phrasebook.lexicon import Noun, lexicon
-from normtrain.data.phrasebook.statements import Construction, clear, placed, when
+from tools.phrasebook import grammar as g
+from tools.phrasebook import tenses as t
+from tools.phrasebook.activities import VEHICLES
+from tools.phrasebook.grammar import Action, Draw, Pair, Phrase
+from tools.phrasebook.lexicon import Noun, lexicon
+from tools.phrasebook.statements import Construction, clear, placed, when
 
 LEX = lexicon()
 

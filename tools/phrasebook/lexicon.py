@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-from normtrain.data.phrasebook.english import gerund, plural, superlative, third_person
+from tools.phrasebook.english import gerund, plural, superlative, third_person
 
 
 @dataclass(frozen=True, eq=False)
