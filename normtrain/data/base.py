@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from normtrain.data.epochs import EpochBatches, ResumableLoader, as_given
+from normtrain.data.epochs import EpochBatches
 from normtrain.data.stream import BatchStream, StreamLoader
 from normtrain.data.workers import start_worker
 from normtrain.errors import UserError
@@ -26,14 +26,14 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
         source: where the corpus comes from.
         workers: loader processes; 0 assembles batches in the training process.
         seed: decides the order of batches.
-        total_batches: batches of the whole run, over all ranks; the training loader then is one
-            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
+        total_batches: batches of the whole run, over all ranks, which the training loader gives
+            as one stream sliced by rank; None takes one epoch.
 
     Attributes:
         corpus: what was loaded, with its ``provenance``, after `setup`.
         tokenizer: text to ids and back, after `setup`.
         encoded: the encoded splits by name, after `setup`.
-        report: sentences on what was loaded, dropped and cut; nothing is printed here.
+        report: sentences on what was loaded, dropped and truncated; nothing is printed here.
     """
 
     corpus: Any
@@ -58,47 +58,46 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
 
     @abstractmethod
     def check_ranks(self, world: int) -> None:
-        """See that every process has something to do.
+        """Check that every split has enough data for the processes.
 
         Raises:
             UserError: a split has too little for ``world`` processes.
         """
 
-    def train_dataloader(self) -> ResumableLoader | StreamLoader:
-        """Batches in a new order every epoch, this rank's slice; resumable at any batch."""
+    def train_dataloader(self) -> StreamLoader:
+        """Return this rank's slice of the run's batches; resumable at any batch."""
         rank, world = self._place()
+        batches = self._batches()
+        total = len(batches) // world * world if self.total_batches is None else self.total_batches
+        stream = BatchStream(batches, total, rank=rank, world=world)
         data: Any = self._rows("train")
-        if self.total_batches is None:
-            batches = self._batches(rank, world)
-            return ResumableLoader(data, batch_sampler=cast(Any, batches), **self._workers())
-        stream = BatchStream(self._batches(0, 1), self.total_batches, rank=rank, world=world)
         return StreamLoader(data, batch_sampler=cast(Any, stream), **self._workers())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """The whole validation split once."""
+        """Return the whole validation split once."""
         return self.evaluation_loader("valid")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """The whole test split once."""
+        """Return the whole test split once."""
         return self.evaluation_loader("test")
 
     @abstractmethod
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
-        """The whole of a split once, this rank's slice."""
+        """Return the whole of a split once, this rank's slice."""
 
     @abstractmethod
-    def _batches(self, rank: int, world: int) -> EpochBatches:
-        """The plan of training batches."""
+    def _batches(self) -> EpochBatches:
+        """The plan of training batches, over all ranks."""
 
     @abstractmethod
     def _rows(self, split: str) -> Dataset[Batch]:
-        """What turns the plan's indices into batches."""
+        """The dataset that turns the plan's indices into batches."""
 
     def _split(self, name: str) -> Encoded:
         self.setup()
         if name not in self.encoded:
-            have = ", ".join(self.encoded)
-            raise UserError(f"{self.source} was loaded without the split {name!r} (it has {have})")
+            loaded = ", ".join(self.encoded)
+            raise UserError(f"{self.source} was loaded without the split {name!r} (only {loaded})")
         return self.encoded[name]
 
     def _place(self) -> tuple[int, int]:
@@ -107,7 +106,7 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
 
     def _workers(self) -> dict[str, Any]:
         return {
-            "collate_fn": as_given,
+            "collate_fn": _unchanged,
             "num_workers": self.workers,
             "worker_init_fn": start_worker,
             "persistent_workers": self.workers > 0,
@@ -115,3 +114,8 @@ class CorpusData(pl.LightningDataModule, Generic[Encoded]):
             # A generator of its own: iterating must not draw from the one dropout uses.
             "generator": torch.Generator().manual_seed(self.seed),
         }
+
+
+def _unchanged(batch: Batch) -> Batch:
+    """The loaders' collate function: the datasets give finished batches."""
+    return batch

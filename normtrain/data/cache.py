@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import filelock
 
@@ -20,13 +19,14 @@ from normtrain.errors import RunError
 
 CACHE_VARIABLE = "NORMTRAIN_CACHE"
 _SEAL = "entry.json"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder that holds cached tokenizers and encodings.
+    """Return the folder that holds cached tokenizers and encodings.
 
     Args:
-        cache_dir: what the caller asked for; None takes the environment variable
+        cache_dir: the folder to use; None takes the environment variable
             ``NORMTRAIN_CACHE``, and without it a folder beside the caches of `datasets`.
     """
     chosen = cache_dir or os.environ.get(CACHE_VARIABLE)
@@ -38,7 +38,7 @@ def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
 
 def fingerprint(*parts: str) -> str:
-    """SHA-256 of the parts in hexadecimal; ``("ab", "c")`` and ``("a", "bc")`` differ."""
+    """Return the SHA-256 of the parts as hex; ``("ab", "c")`` and ``("a", "bc")`` differ."""
     digest = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass")
@@ -48,17 +48,17 @@ def fingerprint(*parts: str) -> str:
 
 
 def fingerprint_lines(lines: Iterable[str]) -> str:
-    """SHA-256 of lines, none of which holds a newline."""
+    """Return the SHA-256 of lines, none of which may contain a newline."""
     return fingerprint("\n".join(lines))
 
 
 def cached_entry(
     root: Path, name: str, build: Callable[[Path], None]
 ) -> tuple[Path, dict[str, Any]]:
-    """Find a complete cache entry, or build it; processes that want the same one build it once.
+    """Find a complete cache entry, or build it, once for all processes that ask for it.
 
     Args:
-        root: the cache folder, made when missing.
+        root: the cache folder, created if absent.
         name: the entry's folder name, with the fingerprint of everything it depends on.
         build: writes the entry's files into the empty folder it is given.
 
@@ -74,7 +74,7 @@ def cached_entry(
         return entry, seal
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{name}.lock"):
+        with _exclusive(root / f".{name}.lock"):
             seal = _read_seal(entry)  # another process may have built it meanwhile
             if seal is not None:
                 return entry, seal
@@ -82,52 +82,37 @@ def cached_entry(
     except OSError as error:
         raise RunError(
             f"can't write the data cache {root} ({error.strerror or error}); free some space "
-            f"there, or set {CACHE_VARIABLE} to a folder that can be written"
+            f"there, or set {CACHE_VARIABLE} to a writable folder"
         ) from error
     seal = _read_seal(entry)
     if seal is None:
         raise RunError(
-            f"the cache entry {entry} is damaged as soon as it is written; check the disk"
+            f"the cache entry {entry} is damaged right after it was written; check the disk"
         )
     return entry, seal
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock, so that of several processes one builds and the others take what it made.
+def _exclusive(path: Path) -> Iterator[None]:
+    """Hold a lock, so that one process builds an entry and the others use what it made.
 
-    The system's locks hold on network file systems too, where these have any; elsewhere the lock
-    is a file that says who holds it.
+    File systems without locks get a lock file that says who holds it.
     """
+    lock: filelock.BaseFileLock = filelock.FileLock(path)
     try:
-        held = _locked(lock)
+        lock.acquire()
     except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+        if error.errno not in _NO_LOCKS:
             raise
-        lock.unlink(missing_ok=True)
-        with filelock.SoftFileLock(lock.with_suffix(".held")):
-            yield
-        return
+        path.unlink(missing_ok=True)
+        lock = filelock.SoftFileLock(path)
+        lock.acquire()
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
-        held.close()
-
-
-def _locked(lock: Path) -> IO[str]:
-    """Lock a file that is still there by then: who held it before has removed it."""
-    while True:
-        held = open(lock, "a", encoding="utf-8")  # noqa: SIM115
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(held.fileno()), os.stat(lock)):
-                    return held
-        except BaseException:
-            held.close()
-            raise
-        held.close()
+        if isinstance(lock, filelock.FileLock):  # the other kind removes its own file
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _build(entry: Path, build: Callable[[Path], None]) -> None:
@@ -152,7 +137,7 @@ def _publish(work: Path, entry: Path) -> None:
                 raise
             if _read_seal(entry) is not None:
                 return
-            # A damaged entry: moved aside first, so that it never is half there.
+            # A damaged entry is moved away first, so that no process reads half of it.
             aside = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}.damaged")
             with contextlib.suppress(FileNotFoundError):
                 entry.rename(aside)

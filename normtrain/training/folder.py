@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -11,6 +10,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from normtrain.config import recipe as recipes
 from normtrain.config.recipe import Recipe
@@ -85,20 +86,22 @@ class RunFolder:
 
         Raises:
             ValueError: if another process holds it.
+            RunError: if the folder can't be locked.
         """
-        with open(self.path / ".lock", "a+", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                file.seek(0)
-                holder = file.read().strip() or "unknown"
-                raise UserError(
-                    f"{self.path} is in use by another run (process {holder}); wait for it or "
-                    f"choose another folder with --out"
-                ) from None
-            with contextlib.suppress(OSError):  # a full disk: the lock holds without our number
-                file.truncate(0)
-                os.write(file.fileno(), str(os.getpid()).encode())  # unbuffered: fails here or not
+        path = self.path / ".lock"
+        try:
+            held = filelock.FileLock(path).acquire(blocking=False)
+        except filelock.Timeout:
+            holder = path.read_text(encoding="utf-8").strip() or "unknown"
+            raise UserError(
+                f"{self.path} is in use by another run (process {holder}); wait for it or "
+                f"choose another folder with --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"can't lock {path}: {error.strerror or error}") from error
+        with held:
+            with contextlib.suppress(OSError):  # the disk may be full; the lock needs no content
+                path.write_text(str(os.getpid()), encoding="utf-8")
             yield
 
 

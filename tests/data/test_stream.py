@@ -1,4 +1,4 @@
-"""The stream of batches: epochs in order, nothing lost at a resume, ranks apart."""
+"""The stream of batches: epochs in order, nothing lost at a resume, sliced by rank."""
 
 from __future__ import annotations
 
@@ -7,105 +7,83 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from normtrain.data.stream import BatchStream, StreamLoader
+from normtrain.errors import UserError
 from normtrain.tasks.translation.batching import TokenBatches
 from normtrain.tasks.translation.data import TranslationData
 
 Batches = list[list[int]]
 
 
-def planner(seed: int = 3) -> TokenBatches:
-    draw = np.random.default_rng(0)
-    source = draw.integers(1, 30, 200)
-    return TokenBatches(source, source + 1, 120, seed=seed)
+def planner() -> TokenBatches:
+    source = np.random.default_rng(0).integers(1, 30, 200)
+    return TokenBatches(source, source + 1, 120, seed=3)
+
+
+N = len(planner())
 
 
 def read(stream: BatchStream) -> Batches:
     return [batch.tolist() for batch in stream]
 
 
-def epoch_by_hand(epoch: int) -> Batches:
-    batches = planner()
-    batches.set_epoch(epoch)
-    return [batch.tolist() for batch in batches.plan()]
-
-
-def test_batch_k_is_of_epoch_k_div_n() -> None:
-    n = len(planner())
-    total = 2 * n + n // 2
+@pytest.mark.parametrize("total", [1, N, 2 * N, 2 * N + N // 2])
+def test_batch_k_is_of_epoch_k_div_n(total: int) -> None:
     stream = BatchStream(planner(), total)
-    got = read(stream)
-    assert len(got) == len(stream) == total
-    assert got == [*epoch_by_hand(0), *epoch_by_hand(1), *epoch_by_hand(2)][:total]
-    assert sorted(i for batch in got[n : 2 * n] for i in batch) == list(range(200))
-    assert got[:n] != got[n : 2 * n]
-    assert [stream.epoch_of(k) for k in (0, n - 1, n, 2 * n)] == [0, 0, 1, 2]
+    epochs = [[batch.tolist() for batch in planner().plan(epoch)] for epoch in range(3)]
+    assert read(stream) == [*epochs[0], *epochs[1], *epochs[2]][:total]
+    assert len(stream) == total
+    assert epochs[0] != epochs[1]
+    assert [stream.epoch_of(k) for k in (0, N - 1, N, 2 * N)] == [0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("total", [1, len(planner()), 2 * len(planner())])
-def test_the_stream_ends_at_its_total(total: int) -> None:
-    assert read(BatchStream(planner(), total)) == [*epoch_by_hand(0), *epoch_by_hand(1)][:total]
-
-
-def test_a_skip_leaves_out_exactly_so_many_once() -> None:
-    n = len(planner())
-    whole = read(BatchStream(planner(), 3 * n))
-    for skip in (0, 1, n - 1, n, n + 1, 2 * n + 5, 3 * n - 1, 3 * n):
-        stream = BatchStream(planner(), 3 * n)
+def test_skip_leaves_out_batches_of_one_pass() -> None:
+    whole = read(BatchStream(planner(), 3 * N))
+    for skip in (0, 1, N - 1, N, N + 1, 3 * N - 1, 3 * N):
+        stream = BatchStream(planner(), 3 * N)
         stream.skip = skip
         assert read(stream) == whole[skip:], skip
-        assert read(stream) == whole, "a skip counts for one pass"
+        assert read(stream) == whole
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_ranks_slice_one_line_that_does_not_depend_on_their_number(world: int) -> None:
-    n = len(planner())
-    total = 3 * n - 3 * n % world
-    whole = read(BatchStream(planner(), total))
-    streams = [BatchStream(planner(), total, rank=r, world=world) for r in range(world)]
-    ranks = [read(stream) for stream in streams]
-    assert {len(each) for each in (*ranks, *streams)} == {total // world}
-    assert [batch for step in zip(*ranks, strict=True) for batch in step] == whole
-    assert sorted(i for batch in whole[:n] for i in batch) == list(range(200))
-    assert [streams[-1].epoch_of(k) for k in (0, total // world - 1)] == [0, (total - 1) // n]
-
-
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2), (2, 3)])
-def test_another_number_of_ranks_goes_on_with_the_next_batch(before: int, after: int) -> None:
-    total, done = 6 * len(planner()), 6 * 7
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (3, 2), (2, 3)])
+def test_ranks_slice_one_stream_that_does_not_depend_on_their_number(
+    before: int, after: int
+) -> None:
+    total, done = 3 * N // 6 * 6, 6 * (N // 5)
     whole = read(BatchStream(planner(), total))
     first = [BatchStream(planner(), total, rank=r, world=before) for r in range(before)]
-    seen = [batch for rank in first for batch in read(rank)[: done // before]]
+    ranks = [read(stream) for stream in first]
+    assert {len(each) for each in (*ranks, *first)} == {total // before}
+    assert [batch for step in zip(*ranks, strict=True) for batch in step] == whole
     second = [BatchStream(planner(), total, rank=r, world=after) for r in range(after)]
     for stream in second:
         stream.skip = done // after
-    rest = [batch for step in zip(*map(read, second), strict=True) for batch in step]
-    assert sorted(seen) == sorted(whole[:done])
-    assert rest == whole[done:]
+    assert [b for step in zip(*map(read, second), strict=True) for b in step] == whole[done:]
+    assert second[-1].epoch_of(total // after - 1) == (total - 1) // N
 
 
 @pytest.fixture
-def loader(corpus_folder: Path) -> Callable[..., StreamLoader]:
-    def build(total: int = 30, workers: int = 0) -> StreamLoader:
-        data = TranslationData(
+def data(corpus_folder: Path) -> Callable[..., TranslationData]:
+    def build(total: int | None = 30, workers: int = 0) -> TranslationData:
+        return TranslationData(
             str(corpus_folder), max_tokens=60, vocab_size=420, workers=workers, total_batches=total
         )
-        made = data.train_dataloader()
-        assert isinstance(made, StreamLoader)
-        return made
 
     return build
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.extended)])
 def test_the_state_counts_batches_given_not_fetched_ahead(
-    loader: Callable[..., StreamLoader], workers: int
+    data: Callable[..., TranslationData], workers: int
 ) -> None:
-    whole = [batch["index"] for batch in loader()]
+    random = torch.get_rng_state()
+    whole = [batch["index"] for batch in data().train_dataloader()]
     assert len(whole) == 30
-    first = loader(workers=workers)
+    first = data(workers=workers).train_dataloader()
     batches = iter(first)
     for _ in range(11):
         next(batches)
@@ -113,18 +91,21 @@ def test_the_state_counts_batches_given_not_fetched_ahead(
     assert state == {"batches_done": 11}
     assert first.epoch == 10 // len(first._stream.batches)
     del batches
-    second = loader(workers=workers)
+    second = data(workers=workers).train_dataloader()
     second.load_state_dict(state)
     assert second.state_dict() == state
     rest = [batch["index"] for batch in second]
     assert len(rest) == 19
     assert all(torch.equal(a, b) for a, b in zip(rest, whole[11:], strict=True))
     assert second.state_dict() == {"batches_done": 30}
+    assert torch.equal(torch.get_rng_state(), random)  # reading draws no random numbers
 
 
-def test_ranks_save_where_all_of_them_are(loader: Callable[..., StreamLoader]) -> None:
-    stream = loader()._stream
-    one = StreamLoader(loader().dataset, batch_sampler=stream, collate_fn=loader().collate_fn)  # type: ignore[arg-type]
+def test_the_state_is_of_all_ranks(data: Callable[..., TranslationData]) -> None:
+    made = data()
+    loader = made.train_dataloader()
+    stream = loader._stream
+    one = StreamLoader(loader.dataset, batch_sampler=stream, collate_fn=loader.collate_fn)  # type: ignore[arg-type]
     stream.world, stream.rank = 2, 1
     batches = iter(one)
     for _ in range(4):
@@ -132,11 +113,77 @@ def test_ranks_save_where_all_of_them_are(loader: Callable[..., StreamLoader]) -
     assert one.state_dict() == {"batches_done": 8}
     one.load_state_dict({"batches_done": 6})
     assert stream.skip == 3
-    with pytest.raises(ValueError, match="7 batches, which 2 processes"):
+    with pytest.raises(UserError, match="7 batches, which 2 processes"):
         one.load_state_dict({"batches_done": 7})
 
 
-def test_reading_draws_no_random_numbers(loader: Callable[..., StreamLoader]) -> None:
-    before = torch.get_rng_state()
-    assert len(list(loader())) == 30
-    assert torch.equal(torch.get_rng_state(), before)
+class Witness(pl.LightningModule):
+    """Remembers the batches it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[tuple[int, ...]] = []
+
+    def training_step(self, batch: dict[str, torch.Tensor], _: int) -> torch.Tensor:
+        self.seen.append(tuple(batch["index"].tolist()))
+        return self.layer(batch["index"].float()[:, None]).mean() * 1e-6
+
+    def validation_step(self, batch: dict[str, torch.Tensor], _: int) -> None:
+        pass
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("workers", "accumulate", "validate_every"),
+    [
+        (0, 1, 3),
+        pytest.param(0, 3, 2, marks=pytest.mark.extended),
+        pytest.param(2, 2, 5, marks=pytest.mark.extended),
+    ],
+)
+def test_a_trainer_resumes_with_the_next_batch(
+    data: Callable[..., TranslationData],
+    tmp_path: Path,
+    workers: int,
+    accumulate: int,
+    validate_every: int,
+) -> None:
+    data().setup()
+    epoch = len(data()._batches())
+    steps = 2 * epoch // accumulate + 2
+
+    def fit(step: int | None = None) -> list[tuple[int, ...]]:
+        witness = Witness()
+        save = pl.callbacks.ModelCheckpoint(
+            dirpath=tmp_path,
+            filename="{step}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=1,
+            save_top_k=-1,
+            save_on_train_epoch_end=False,
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            logger=False,
+            callbacks=[save] if step is None else [],
+            enable_checkpointing=step is None,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            accumulate_grad_batches=accumulate,
+            val_check_interval=validate_every * accumulate,
+            num_sanity_val_steps=0,
+        )
+        path = None if step is None else tmp_path / f"{step}.ckpt"
+        trainer.fit(witness, datamodule=data(steps * accumulate, workers), ckpt_path=path)
+        return witness.seen
+
+    whole = fit()
+    assert len(whole) == steps * accumulate
+    border = epoch // accumulate
+    for step in sorted({1, 2, 3, border, border + 1, steps - 1}):
+        assert fit(step) == whole[step * accumulate :], f"resumed after step {step}"

@@ -38,8 +38,7 @@ class LanguageData(CorpusData[EncodedText]):
         document_mark: put the tokenizer's `eos` between documents (see `encode_text`).
         workers: loader processes; 0 assembles batches in the training process.
         seed: decides the order of batches.
-        total_batches: batches of the whole run, over all ranks; the training loader then is one
-            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
+        total_batches: batches of the whole run, over all ranks; None takes one epoch.
         cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
         given_tokenizer: the one of the checkpoint, when resuming or evaluating; else one is
             trained on the training split.
@@ -112,9 +111,9 @@ class LanguageData(CorpusData[EncodedText]):
         """
         for split, text in self.encoded.items():
             if split == "train":
-                self._batches(0, world)
-                continue
-            windows = len(EvaluationWindows(text, self.window))
+                windows = self._batches().windows
+            else:
+                windows = len(EvaluationWindows(text, self.window))
             if windows < world:
                 raise UserError(
                     f"{self.source}: the split {split!r} has {windows} windows, too few for "
@@ -157,14 +156,12 @@ class LanguageData(CorpusData[EncodedText]):
         size = None if self.kind == "byte" else self.vocab_size
         return cached_text_tokenizer(corpus.splits["train"], self.kind, size, self.cache_dir)
 
-    def _batches(self, rank: int, world: int) -> WindowBatches:
-        return self._plan(self._split("train"), rank, world)
+    def _batches(self) -> WindowBatches:
+        return self._plan(self._split("train"))
 
-    def _plan(self, train: EncodedText, rank: int, world: int) -> WindowBatches:
+    def _plan(self, train: EncodedText) -> WindowBatches:
         try:
-            return WindowBatches(
-                len(train), self.window, self.max_tokens, seed=self.seed, rank=rank, world=world
-            )
+            return WindowBatches(len(train), self.window, self.max_tokens, seed=self.seed)
         except UserError as error:
             raise UserError(f"{self.source}: {error}") from error
 
@@ -188,7 +185,7 @@ class LanguageData(CorpusData[EncodedText]):
             )
         lines += self._about_the_tokenizer()
         if "train" in encoded:
-            batches = self._plan(encoded["train"], 0, 1)
+            batches = self._plan(encoded["train"])
             lines.append(
                 f"batches: {len(batches):,} an epoch of {self.max_tokens // self.window:,} windows "
                 f"of {self.window:,} tokens"

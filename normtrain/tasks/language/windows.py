@@ -14,46 +14,35 @@ from normtrain.tasks.language.encoding import EncodedText
 
 
 class WindowBatches(EpochBatches):
-    """Batches of windows without padding; an index is the place of a window's first token.
+    """Batches of windows without padding; an index is the position of a window's first token.
 
     Each epoch cuts the stream into windows of `window` input tokens (a window also holds the next
     token, the last target) from an offset on, and shuffles them; offset and order are a pure
     function of (seed, epoch). Windows don't overlap but for that one token, and fewer than
-    2·`window` tokens at the two ends of the stream are left out of an epoch.
-
-    A batch has ``max_tokens // window`` windows. What doesn't fill a batch on every rank makes each
-    rank's last batch of the epoch, smaller than the others; only where these are fewer windows
-    than ranks are they left out.
+    2·`window` tokens at the two ends of the stream are left out of an epoch. A batch has
+    ``max_tokens // window`` windows, the last one of an epoch may have fewer.
 
     Args:
-        tokens: of the stream.
+        tokens: length of the stream.
         window: input tokens of a window.
         max_tokens: input tokens of a batch, at most.
-        seed: decides offsets and order, with the epoch.
-        rank: which slice this process takes.
-        world: how many slices there are.
+        seed: decides offsets and order, together with the epoch.
+
+    Attributes:
+        windows: windows of an epoch, the same number in every epoch.
 
     Raises:
-        UserError: the stream is shorter than a window and its last target, there are fewer windows
-            than ranks, or `max_tokens` is below `window`.
+        UserError: the stream is shorter than a window and its last target, or `max_tokens` is
+            below `window`.
     """
 
-    def __init__(
-        self,
-        tokens: int,
-        window: int,
-        max_tokens: int,
-        *,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        super().__init__(seed=seed, rank=rank, world=world)
+    def __init__(self, tokens: int, window: int, max_tokens: int, *, seed: int = 0) -> None:
+        super().__init__(seed=seed)
         check_window(window)
         if max_tokens < window:
             raise UserError(
-                f"max_tokens is {max_tokens} and window is {window}; a batch must hold at least "
-                "one window"
+                f"max_tokens must be >= window, so that a batch holds a window; got {max_tokens} "
+                f"and {window}"
             )
         if tokens < window + 1:
             raise UserError(
@@ -62,32 +51,21 @@ class WindowBatches(EpochBatches):
             )
         self.window = window
         self.max_tokens = max_tokens
-        # As many in every epoch, whatever its offset.
         self.windows = max(1, (tokens - window) // window)
         self._offsets = min(window, tokens - self.windows * window)
         self._size = max_tokens // window
-        self._full = self.windows // (self._size * world) * world
-        left = self.windows - self._full * self._size
-        self._last = left if left >= world else 0
-        if self.windows < world:
-            raise UserError(
-                f"the text has {self.windows:,} windows of {window} tokens, too few for {world} "
-                "processes"
-            )
 
     def __len__(self) -> int:
-        return self._full // self.world + bool(self._last)
+        return -(-self.windows // self._size)
 
-    def _make(self, draw: np.random.Generator) -> list[Indices]:
-        offset = int(draw.integers(self._offsets))
-        starts = draw.permutation(self.windows) * self.window + offset
-        full, last = np.split(starts, [self._full * self._size])
-        batches = list(full.reshape(self._full, self._size))
-        return batches + (np.array_split(last, self.world) if self._last else [])
+    def _make(self, generator: np.random.Generator) -> list[Indices]:
+        offset = int(generator.integers(self._offsets))
+        starts = generator.permutation(self.windows) * self.window + offset
+        return np.split(starts, range(self._size, self.windows, self._size))
 
 
 class TextWindows(Dataset[dict[str, torch.Tensor]]):
-    """Windows of encoded text by the place of their first token, read a batch at a time.
+    """Windows of encoded text by the position of their first token, read a batch at a time.
 
     A batch is ``{"tokens": (batch, window + 1) int64}``: inputs are all but the last column,
     targets all but the first.
@@ -112,18 +90,18 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
     """Windows that score every token of a split exactly once; an index is a window's number.
 
     The stream is `eos` and the split's tokens, so that the first token has a context too. Windows
-    of `window` inputs advance by `stride`; the first scores all its targets, each later one its
-    last `stride`, so that with ``stride < window`` every token but the first ones has at least
+    of `window` inputs advance by `stride`. The first window scores all its targets, each later one
+    its last `stride`: with ``stride < window`` every token but the first ones has at least
     ``window - stride`` tokens of context.
 
     A batch is ``{"tokens": (batch, window + 1) int64, "scored": (batch, window) bool}``:
-    ``scored[:, i]`` says whether the prediction of ``tokens[:, i + 1]`` counts. Rows that reach
+    ``scored[:, i]`` says whether the prediction of ``tokens[:, i + 1]`` counts. Windows that reach
     beyond the end are filled with `eos`, unscored.
 
     Args:
         text: the split.
         window: input tokens of a window.
-        stride: by how much windows advance; None takes `window`.
+        stride: by how many tokens windows advance; None takes `window`.
 
     Raises:
         UserError: `window` is below 1, or `stride` isn't from 1 to `window`.
@@ -133,7 +111,7 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
         check_window(window)
         stride = window if stride is None else stride
         if not 1 <= stride <= window:
-            raise UserError(f"stride is {stride}; it must be from 1 to window ({window})")
+            raise UserError(f"stride must be from 1 to window ({window}), got {stride}")
         self.text, self.window, self.stride = text, window, stride
 
     def __len__(self) -> int:
@@ -147,7 +125,7 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
         tokens = np.full((len(numbers), window + 1), self.text.eos, dtype=np.int64)
         scored = np.zeros((len(numbers), window), dtype=bool)
         for row, number in enumerate(map(int, numbers)):
-            begin = number * stride  # the first target's place in the text
+            begin = number * stride  # the first target's position in the text
             end = min(begin + window, size)
             before = max(0, begin - 1)
             tokens[row, before - begin + 1 : end - begin + 1] = self.text.tokens[before:end]
@@ -155,23 +133,23 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
         return {"tokens": torch.from_numpy(tokens), "scored": torch.from_numpy(scored)}
 
     def batches(self, batch_size: int, *, rank: int = 0, world: int = 1) -> WindowSlices:
-        """The numbers of all windows in batches, this rank's slice.
+        """Return the numbers of all windows in batches, this rank's slice.
 
         Args:
             batch_size: windows of a batch, at most.
-            rank: which slice this process takes.
-            world: how many slices there are; none goes without where there are windows enough.
+            rank: this process.
+            world: number of processes; each gets a window if there are enough.
 
         Raises:
             UserError: `batch_size` is below 1.
         """
         if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}; it must be at least 1")
+            raise UserError(f"batch_size must be >= 1, got {batch_size}")
         return WindowSlices(len(self), batch_size, rank, world)
 
 
 class WindowSlices(Sampler[Indices]):
-    """Windows 0 to ``windows - 1`` in order, each once, cut evenly over the ranks.
+    """Windows 0 to ``windows - 1`` in order, each once, divided evenly over the ranks.
 
     Ranks hold neighbouring windows; they may differ by one window.
     """
@@ -191,10 +169,10 @@ class WindowSlices(Sampler[Indices]):
 
 
 def check_window(window: int) -> None:
-    """See that a window holds something.
+    """Check that a window holds a token.
 
     Raises:
-        UserError: it is below 1.
+        UserError: `window` is below 1.
     """
     if window < 1:
-        raise UserError(f"window is {window}; it must be at least 1")
+        raise UserError(f"window must be >= 1, got {window}")

@@ -1,4 +1,4 @@
-"""Token-budget batches: planned as a pure function of (seed, epoch), resumable inside an epoch."""
+"""Batches of sentence pairs under a token budget, and their padding."""
 
 from __future__ import annotations
 
@@ -10,21 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, Sampler
 
-from normtrain.data.epochs import EpochBatches, Indices, ResumableLoader, as_given
+from normtrain.data.epochs import EpochBatches, Indices
 from normtrain.errors import UserError
 from normtrain.models.token_ids import BOS, EOS, PAD
 from normtrain.tasks.translation.encoding import EncodedPairs, Ragged
-
-__all__ = [
-    "Indices",
-    "ResumableLoader",
-    "SortedBatches",
-    "TokenBatches",
-    "TranslationBatches",
-    "as_given",
-    "collate",
-    "padding_efficiency",
-]
 
 # Sentences whose target lengths differ by at most this share form a band, sorted by source length
 # within. On 41,527 pairs of English-Vietnamese news with max_tokens=4096 this and the jitter keep
@@ -32,7 +21,7 @@ __all__ = [
 # 99.6 % and 90 %, and the same sentences together every epoch.
 _BAND = 0.05
 _JITTER = 0.01
-# Room for epochs whose plan needs more batches than the plain one.
+# Share of extra batches, for epochs that need more of them than the unshuffled order.
 _SLACK = 0.02
 _TRIES = 4
 
@@ -44,22 +33,17 @@ class TokenBatches(EpochBatches):
     ``sentences * max(source positions, target positions) <= max_tokens``; a pair that is longer
     than that by itself is its own batch. The order is a pure function of (seed, epoch): a shuffle,
     a sort by length bands whose borders move, a cut into batches, a shuffle of the batches.
-
-    Every epoch has the same number of batches, since Lightning reads it once. All ranks slice one
-    plan and take equally many steps: to get there batches are split, so that no pair is seen twice
-    in an epoch; only where every batch is a single pair and the ranks don't divide their number are
-    some repeated, each on another rank.
+    Batches are split where needed, so that every epoch has the same number of them and holds every
+    pair once.
 
     Args:
         source_lengths: (pairs,) tokens without BOS and EOS.
         target_lengths: the same for the targets.
         max_tokens: the budget, in positions (tokens and EOS or BOS).
-        seed: decides the order, with the epoch.
-        rank: which slice this process takes.
-        world: how many slices there are.
+        seed: decides the order, together with the epoch.
 
     Raises:
-        UserError: there is no pair, or `max_tokens` isn't positive.
+        UserError: there is no pair, or `max_tokens` is below 1.
     """
 
     def __init__(
@@ -69,53 +53,47 @@ class TokenBatches(EpochBatches):
         max_tokens: int,
         *,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
     ) -> None:
         _check(source_lengths, max_tokens)
-        super().__init__(seed=seed, rank=rank, world=world)
+        super().__init__(seed=seed)
         self._source = np.asarray(source_lengths, dtype=np.int64) + 1
         self._target = np.asarray(target_lengths, dtype=np.int64) + 1
         self.max_tokens = max_tokens
-        plain = self._cut(np.arange(len(self._source)), None)
-        self._plain = len(plain)
-        share = int(np.ceil(self._plain * (1 + _SLACK)))
-        self._count = -(-min(share, len(self._source)) // world) * world
+        unshuffled = len(self._cut(np.arange(len(self._source)), None))
+        self._count = min(int(np.ceil(unshuffled * (1 + _SLACK))), len(self._source))
 
-    def efficiency(self) -> tuple[float, float]:
-        """The shares of source and of target positions that aren't padding, in this epoch."""
-        return padding_efficiency(self.plan(), self._source - 1, self._target - 1)
+    def efficiency(self, epoch: int = 0) -> tuple[float, float]:
+        """Return the shares of source and of target positions that aren't padding."""
+        batches = self.plan(epoch)
+        return _real_share(batches, self._source), _real_share(batches, self._target)
 
     def __len__(self) -> int:
-        return self._count // self.world
+        return self._count
 
-    def _make(self, draw: np.random.Generator) -> list[Indices]:
-        pairs = draw.permutation(len(self._source))
+    def _make(self, generator: np.random.Generator) -> list[Indices]:
+        pairs = generator.permutation(len(self._source))
         for _ in range(_TRIES):
-            batches = self._cut(pairs, draw)
+            batches = self._cut(pairs, generator)
             if len(batches) <= self._count:
                 break
         else:
             # Sorted by lengths alone the cuts fall as in `__init__`, and only ties are random.
             batches = self._cut(pairs, None)
         batches = _split(batches, self._count)
-        shuffled = [batches[i] for i in draw.permutation(len(batches))]
-        # Here rank r's place is filled by a batch of another rank (or, on one rank, never).
-        missing = range(self._count - len(shuffled))
-        return shuffled + [shuffled[i % len(shuffled)] for i in missing]
+        return [batches[i] for i in generator.permutation(len(batches))]
 
-    def _cut(self, pairs: Indices, draw: np.random.Generator | None) -> list[Indices]:
+    def _cut(self, pairs: Indices, generator: np.random.Generator | None) -> list[Indices]:
         longest = np.maximum(self._source, self._target)
-        return _cut(self._sorted(pairs, draw), longest, self.max_tokens)
+        return _cut(self._sorted(pairs, generator), longest, self.max_tokens)
 
-    def _sorted(self, pairs: Indices, draw: np.random.Generator | None) -> Indices:
+    def _sorted(self, pairs: Indices, generator: np.random.Generator | None) -> Indices:
         """Pairs ordered by band of target length and, within, by source length up and down."""
         source, target = self._source[pairs].astype(float), self._target[pairs].astype(float)
         shift = 0.0
-        if draw is not None:
-            shift = draw.random()
-            target *= 1 + _JITTER * draw.uniform(-1, 1, len(pairs))
-            source *= 1 + 2 * _JITTER * draw.uniform(-1, 1, len(pairs))
+        if generator is not None:
+            shift = generator.random()
+            target *= 1 + _JITTER * generator.uniform(-1, 1, len(pairs))
+            source *= 1 + 2 * _JITTER * generator.uniform(-1, 1, len(pairs))
         band = np.floor(np.log(target) / np.log1p(_BAND) + shift).astype(np.int64)
         turn = np.where(np.unique(band, return_inverse=True)[1] % 2, -source, source)
         return pairs[np.lexsort((target, turn, band))]
@@ -125,7 +103,7 @@ class SortedBatches(Sampler[Indices]):
     """Every pair once, longest first, under a token budget: for validation and testing.
 
     Longest first shows at once whether memory suffices. Rank r of `world` takes every world-th
-    batch; ranks may differ by one batch, but none goes without where there are pairs enough.
+    batch; ranks may differ by one batch, and each gets one if there are enough pairs.
     """
 
     def __init__(
@@ -152,7 +130,7 @@ class SortedBatches(Sampler[Indices]):
 
 
 class TranslationBatches(Dataset[dict[str, torch.Tensor]]):
-    """Encoded pairs, read a batch at a time: the loader asks for all its rows at once."""
+    """Encoded pairs; the loader reads all pairs of a batch at once."""
 
     def __init__(self, pairs: EncodedPairs) -> None:
         self.pairs = pairs
@@ -171,9 +149,9 @@ def collate(pairs: EncodedPairs, indices: Sequence[int] | Indices) -> dict[str, 
     """Pad some pairs into one batch.
 
     Returns:
-        int64 tensors: ``source`` (batch, S) ends with EOS, ``target_in`` (batch, T) begins with
+        int64 tensors: ``source`` (batch, S) ends with EOS, ``target_in`` (batch, T) starts with
         BOS, ``target_out`` (batch, T) ends with EOS, ``index`` (batch,) is `indices`. The rest of
-        a row is PAD; S and T are the longest row's positions.
+        a sequence is PAD; S and T are the positions of the longest one.
     """
     rows = np.array(indices, dtype=np.int64)  # a copy: the batch must not share the plan's memory
     source = _padded(pairs.source, rows, before=0)
@@ -189,16 +167,10 @@ def collate(pairs: EncodedPairs, indices: Sequence[int] | Indices) -> dict[str, 
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def padding_efficiency(
-    batches: Sequence[Indices], source_lengths: NDArray[Any], target_lengths: NDArray[Any]
-) -> tuple[float, float]:
-    """The shares of source and of target positions that aren't padding, over some batches."""
-    shares = []
-    for lengths in (source_lengths, target_lengths):
-        real = sum(int(lengths[batch].sum()) + len(batch) for batch in batches)
-        padded = sum((int(lengths[batch].max()) + 1) * len(batch) for batch in batches)
-        shares.append(real / padded)
-    return shares[0], shares[1]
+def _real_share(batches: Sequence[Indices], positions: NDArray[Any]) -> float:
+    """The share of positions that aren't padding, of one side."""
+    real = sum(int(positions[batch].sum()) for batch in batches)
+    return real / sum(int(positions[batch].max()) * len(batch) for batch in batches)
 
 
 def _split(batches: list[Indices], count: int) -> list[Indices]:
@@ -236,13 +208,13 @@ def _padded(side: Ragged, rows: Indices, before: int) -> NDArray[np.int64]:
     columns = np.arange(width - 1)
     real = columns < lengths[:, None]
     out = np.full((len(rows), width), PAD, dtype=np.int64)
-    places = (side.starts[rows][:, None] + columns)[real]
-    out[:, before : before + width - 1][real] = side.values[places]
+    positions = (side.starts[rows][:, None] + columns)[real]
+    out[:, before : before + width - 1][real] = side.values[positions]
     return out
 
 
 def _check(lengths: NDArray[Any], max_tokens: int) -> None:
     if max_tokens < 1:
-        raise UserError(f"max_tokens is {max_tokens}; it must be at least 1")
+        raise UserError(f"max_tokens must be >= 1, got {max_tokens}")
     if not len(lengths):
-        raise UserError("there is no sentence pair to make batches of")
+        raise UserError("the split has no sentence pair to make batches of")

@@ -33,8 +33,7 @@ class TranslationData(CorpusData[EncodedPairs]):
         vocab_size: ids of the joint tokenizer, at most.
         workers: loader processes; 0 assembles batches in the training process.
         seed: decides the order of batches.
-        total_batches: batches of the whole run, over all ranks; the training loader then is one
-            stream of that many, sliced by rank. None gives a loader of one epoch at a time.
+        total_batches: batches of the whole run, over all ranks; None takes one epoch.
         cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
         tokenizer: the one of the checkpoint, when resuming or evaluating; else one is trained on
             the training split.
@@ -120,15 +119,10 @@ class TranslationData(CorpusData[EncodedPairs]):
         data = self._rows(split)
         return DataLoader(data, batch_sampler=batches, **self._workers())  # type: ignore[arg-type]
 
-    def _batches(self, rank: int, world: int) -> TokenBatches:
+    def _batches(self) -> TokenBatches:
         pairs = self._split("train")
         return TokenBatches(
-            pairs.source_lengths,
-            pairs.target_lengths,
-            self.max_tokens,
-            seed=self.seed,
-            rank=rank,
-            world=world,
+            pairs.source_lengths, pairs.target_lengths, self.max_tokens, seed=self.seed
         )
 
     def _rows(self, split: str) -> TranslationBatches:
@@ -149,7 +143,7 @@ class TranslationData(CorpusData[EncodedPairs]):
             f"vocabulary: {size:,} ids" + (f" ({asked:,} asked, the text gives no more)" * fewer)
         )
         if "train" in self.encoded:
-            batches = self._batches(0, 1)
+            batches = self._batches()
             source, target = batches.efficiency()
             lines.append(
                 f"batches: {len(batches):,} an epoch of at most {self.max_tokens:,} positions; "
