@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtrain.config.tasks import TranslationModel
 from normtrain.models import DecodingState, Seq2Seq, build_model
+from normtrain.models.config import Seq2SeqConfig
 from normtrain.tasks.translation.decoding.beam import beam_search
 from normtrain.training.machine import keep_freed_memory
 
@@ -60,7 +60,7 @@ class NeverEnding:
 
 
 def our_model(args: argparse.Namespace) -> Seq2Seq:
-    config = TranslationModel(
+    config = Seq2SeqConfig(
         norm=args.norm,
         placement=args.placement,
         d_model=args.d_model,

@@ -59,10 +59,12 @@ def write_batches(args: argparse.Namespace, file: Path) -> dict[str, Any]:
     """The windows that ``fit`` trains on, for the others; sizes that they need."""
     import numpy as np
 
-    from normtrain.training.kinds import kind_of
+    from normtrain.tasks.base import task_of
 
     recipe = make_recipe(args, {})
-    data = kind_of(recipe).data(recipe, None, None)
+    data = task_of(recipe).data(
+        recipe, revision=None, tokenizer=None, total_batches=recipe.train.max_steps
+    )
     data.setup("fit")
     np.save(file, np.stack([batch["tokens"].numpy() for batch in data.train_dataloader()]))
     return {
@@ -78,19 +80,19 @@ def ours(args: argparse.Namespace, model: dict[str, Any], out: Path) -> None:
     """The real ``fit``, in this process; the beginning of each training step is a turn's limit."""
     import torch
 
-    from normtrain.tasks.language.module import LanguageTask
+    from normtrain.tasks.language.module import LanguageModule
     from normtrain.training import fit
 
     torch.set_num_threads(args.threads)
     turn = Turn(args.warmup, args.steps)
-    step = LanguageTask.training_step
+    step = LanguageModule.training_step
 
-    def in_turns(self: LanguageTask, batch: Any, index: int) -> Any:
+    def in_turns(self: LanguageModule, batch: Any, index: int) -> Any:
         targets = int(self.count_targets(batch))
         turn.begin_step(targets, lambda: sum(p.numel() for p in self.model.parameters()))
         return step(self, batch, index)
 
-    LanguageTask.training_step = in_turns  # type: ignore[method-assign]
+    LanguageModule.training_step = in_turns  # type: ignore[method-assign]
     fit(make_recipe(args, model), out=out)
 
 

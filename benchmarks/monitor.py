@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 from normtrain import NormMonitor
 from normtrain.config import recipe
 from normtrain.tasks.translation.data import TranslationData
-from normtrain.tasks.translation.module import TranslationTask
+from normtrain.tasks.translation.module import TranslationModule
 from normtrain.training.machine import keep_freed_memory
 
 ARMS = ("without", "idle", "measured")
@@ -86,13 +86,7 @@ def synchronize() -> None:
 
 def load_data(made: recipe.Recipe) -> TranslationData:
     """The data that ``fit`` makes of the recipe."""
-    data = TranslationData(
-        source=made.data.source,
-        max_tokens=made.data.max_tokens,
-        max_length=made.data.max_length,
-        vocab_size=made.data.vocab_size,
-        seed=made.train.seed,
-    )
+    data = TranslationData(made.data, seed=made.train.seed)
     data.setup("fit")
     return data
 
@@ -126,7 +120,7 @@ def measure(args: argparse.Namespace, folder: str) -> tuple[dict[str, list[float
     )
     stream = [batches[0]] * args.warmup + [batch for batch in batches for _ in ARMS]
     loader = DataLoader(stream, batch_size=None)
-    trainer.fit(TranslationTask(made, data.tokenizer), loader)
+    trainer.fit(TranslationModule(made, data.tokenizer), loader)
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for arm, seconds in list(zip(arms, clock.seconds, strict=True))[args.warmup :]:
         found[arm].append(seconds)

@@ -76,16 +76,13 @@ def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
 
 def same_data(args: argparse.Namespace) -> Any:
     """The data that ``fit`` makes of the recipe, loaded and encoded."""
+    from normtrain.tasks.translation.config import TranslationDataConfig
     from normtrain.tasks.translation.data import TranslationData
 
-    data = TranslationData(
-        source=str(args.folder),
-        max_tokens=args.max_tokens,
-        max_length=128,
-        vocab_size=args.vocab,
-        seed=args.block + 1,
-        total_batches=args.warmup + args.steps,
+    config = TranslationDataConfig(
+        source=str(args.folder), max_tokens=args.max_tokens, max_length=128, vocab_size=args.vocab
     )
+    data = TranslationData(config, seed=args.block + 1, total_batches=args.warmup + args.steps)
     data.setup("fit")
     return data
 

@@ -17,7 +17,7 @@ from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 
 if TYPE_CHECKING:
-    from normtrain.config.recipe import Recipe
+    from normtrain.config.schema import Recipe
     from normtrain.hf.pretrained import Pretrained
 
 PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]

@@ -1,66 +1,24 @@
-"""The recipe: one validated, frozen value with every choice of a run in it.
+"""Load, override, check, write and compare recipes.
 
-``resolve`` is the way from what a person typed to a `Recipe`; ``dump`` writes one that ``load``
-reads back equal; ``diff`` says what changed between two. Nothing here imports torch except
-``check_norms``, which builds the named norms once to see that they exist.
+``resolve`` is the way from the command line to a `Recipe`; ``dump`` writes one that ``load`` reads
+back equal; ``diff`` lists the differences of two. Only ``check_norms`` imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from normtrain.config import bundled as recipes
-from normtrain.config import yamlio
-from normtrain.config.schema import (
-    DataRecipe,
-    DecodeRecipe,
-    ModelRecipe,
-    OptimRecipe,
-    Recipe,
-    TrainRecipe,
-)
-from normtrain.config.tasks import (
-    SECTIONS,
-    TASKS,
-    LanguageRecipe,
-    TranslationRecipe,
-    choices,
-    keys,
-    sections,
-    takes_text,
-    wanted,
-)
+from normtrain.config import bundled, yamlio
+from normtrain.config.explain import brief, explain, unknown_key
+from normtrain.config.registry import task_names
+from normtrain.config.schema import SECTIONS, Recipe, keys, recipe_type, takes_text
 from normtrain.errors import UserError
-
-__all__ = [
-    "DataRecipe",
-    "DecodeRecipe",
-    "LanguageRecipe",
-    "ModelRecipe",
-    "OptimRecipe",
-    "Recipe",
-    "TrainRecipe",
-    "TranslationRecipe",
-    "as_overrides",
-    "check_norms",
-    "diff",
-    "dump",
-    "from_plain",
-    "load",
-    "override",
-    "parse_override",
-    "parse_rule",
-    "resolve",
-    "whole_path",
-]
 
 
 def resolve(
@@ -114,7 +72,7 @@ def load(name_or_path: str | Path) -> Recipe:
     Raises:
         UserError: no such recipe or file, not YAML, an unknown key, a wrong value.
     """
-    text, where, stem = recipes.read(name_or_path)
+    text, where, stem = bundled.read(name_or_path)
     plain = yamlio.parse_mapping(text, where)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-._") or "recipe"
     return from_plain({"name": slug} | plain, where)
@@ -127,20 +85,20 @@ def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
         UserError: an unknown key or a wrong value; the message starts with ``where``.
     """
     task = plain.get("task", "translation")
-    if not isinstance(task, str) or task not in TASKS:
-        known = f"it must be one of {', '.join(TASKS)}"
-        raise UserError(f"{where}: task is {_brief(task)} ({yamlio.kind_of(task)}); {known}")
+    if not isinstance(task, str) or task not in task_names():
+        known = f"must be one of {', '.join(task_names())}"
+        raise UserError(f"{where}: task {known}, got {brief(task)} ({yamlio.kind_of(task)})")
     for key in plain:
         inside = plain[key] if isinstance(plain[key], Mapping) else {}
         for name in (key, *inside):
             if not isinstance(name, str):
-                raise UserError(f"{where}: {_brief(name)} cannot be a key; keys are names")
+                raise UserError(f"{where}: {brief(name)} cannot be a key; keys are strings")
         if key in SECTIONS and plain[key] is None:
             raise UserError(f"{where}: section {key} is empty; leave it out or fill it")
     try:
-        return TASKS[task].model_validate(dict(plain))
+        return recipe_type(task).model_validate(dict(plain))
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error, task)}") from None
+        raise UserError(f"{where}: {explain(error, task)}") from None
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -167,7 +125,7 @@ def parse_override(text: str, task: str) -> tuple[str, Any]:
     if not equals:
         raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
     if key not in keys(task):
-        raise UserError(f"--set {_unknown_key(key, task)}")
+        raise UserError(f"--set {unknown_key(key, task)}")
     value = value.strip(" \t\n")  # as YAML does; other white space may be text
     if takes_text(task, key) and value not in ("", "~", "null") and value[0] not in "'\"":
         return key, value
@@ -283,75 +241,3 @@ def _show(value: Any, quote: bool = False) -> str:
     if isinstance(value, str) and not quote:
         return value
     return yamlio.write_value(value)
-
-
-def _explain(error: ValidationError, task: str) -> str:
-    """One sentence on the first problem, in the recipe's words instead of the validator's."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    loc = [str(part) for part in first["loc"]]
-    if first["type"] == "value_error" and not loc:
-        return str(first["ctx"]["error"])
-    if first["type"] == "extra_forbidden":
-        return _unknown_key(".".join(loc), task) + more
-    kind = yamlio.kind_of(first["input"])
-    given = _brief(first["input"]) + ("" if kind == "null" else f" ({kind})")
-    if loc[:1] and loc[0] in SECTIONS and len(loc) == 1:
-        return f"section {loc[0]} is {given}; it must be a mapping of keys{more}"
-    key = ".".join(loc[:2]) if loc and loc[0] in SECTIONS else ".".join(loc[:1])
-    if len(loc) > len(key.split(".")):  # the problem sits inside a list
-        given = f"wrong at {given}" if first["type"] != "missing" else "too short"
-    if first["type"] == "string_unicode":
-        return f"{key} is {given}, which is not UTF-8; name it otherwise, as by a link{more}"
-    if first["type"] == "less_than_equal":
-        return f"{key} is {given}; it must be at most {first['ctx']['le']}{more}"
-    hint = ""
-    if isinstance(first["input"], str) and first["type"] == "literal_error":
-        near = difflib.get_close_matches(first["input"].lower(), choices(task, key), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-    return f"{key} is {given}; it must be {wanted(task, key)}{hint}{more}"
-
-
-def _brief(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    return reprlib.repr(value)
-
-
-def _unknown_key(key: str, task: str) -> str:
-    """Say that a dotted key is unknown, with the likeliest one: same name elsewhere, then typos."""
-    parts, known_keys = sections(task), keys(task)
-    if key in parts:
-        first = next(iter(parts[key].model_fields))
-        return f"{key} is a section, not a key; name one of its keys, as in {key}.{first}"
-    section, _, name = key.rpartition(".")
-    near = [known for known in known_keys if known.rpartition(".")[2] == name]
-    near = near or _closest(section, name, task) or _sections_like(name)
-    near = near or difflib.get_close_matches(key.lower(), known_keys, n=1)
-    names = [known.rpartition(".")[2] for known in known_keys]
-    near = near or [
-        known
-        for word in difflib.get_close_matches(name.lower(), names)
-        for known in known_keys
-        if known.rpartition(".")[2] == word
-    ]
-    others = [other for other in TASKS if other != task and key in keys(other)]
-    if others:
-        return f"{key} is a key of the task {others[0]}, and this recipe's is {task}"
-    if near:
-        return f"unknown key {key!r}; did you mean {' or '.join(dict.fromkeys(near))}?"
-    return f"unknown key {key!r}; sections are {', '.join(SECTIONS)}"
-
-
-def _sections_like(name: str) -> list[str]:
-    return difflib.get_close_matches(name.lower(), SECTIONS, n=1)
-
-
-def _closest(section: str, name: str, task: str) -> list[str]:
-    """The key of the section meant; empty if unclear."""
-    near = _sections_like(section)
-    if not near:
-        return []
-    fields = sections(task)[near[0]].model_fields
-    return [f"{near[0]}.{match}" for match in difflib.get_close_matches(name.lower(), fields, n=1)]

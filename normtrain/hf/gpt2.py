@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from normtrain.config.tasks import LanguageModel
 from normtrain.hf.model_config import Config
 from normtrain.hf.refusal import common_eps, require
 from normtrain.hf.slots import Slot, slot
+from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
 
 IGNORED = ("*.attn.bias", "*.attn.masked_bias")
@@ -24,7 +24,7 @@ _THEIRS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "g
            "relu": "relu"}  # fmt: skip
 
 
-def to_config(section: LanguageModel, model_type: str = "gpt2") -> dict[str, Any]:
+def to_config(section: CausalLMConfig, model_type: str = "gpt2") -> dict[str, Any]:
     """The ``config.json`` of a model, without its vocabulary.
 
     Raises:
@@ -98,7 +98,7 @@ def from_config(config: Config) -> dict[str, Any]:
     }
 
 
-def slots(section: LanguageModel, vocab_size: int) -> list[Slot]:
+def slots(section: CausalLMConfig, vocab_size: int) -> list[Slot]:
     """Where each weight lies, in either direction."""
     d, ff = section.d_model, section.d_ff
     table = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from normtrain.config.tasks import LanguageModel
 from normtrain.hf.model_config import Config
 from normtrain.hf.refusal import common_eps, refusal, require, shared_eps
 from normtrain.hf.slots import Slot, slot
+from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
 
 IGNORED = ("*.rotary_emb.inv_freq",)
@@ -22,7 +22,7 @@ _CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _NAMES = {"llama": "Llama", "qwen3": "Qwen3"}
 
 
-def to_config(section: LanguageModel, model_type: str) -> dict[str, Any]:
+def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
     """The ``config.json`` of a model, without its vocabulary.
 
     Args:
@@ -63,7 +63,7 @@ def to_config(section: LanguageModel, model_type: str) -> dict[str, Any]:
     }
 
 
-def _check_query_norm(section: LanguageModel, model_type: str, eps: float) -> None:
+def _check_query_norm(section: CausalLMConfig, model_type: str, eps: float) -> None:
     spec = NormSpec.parse(section.qk_norm)
     if model_type == "llama":
         if spec.name != "none":
@@ -157,7 +157,7 @@ def _rotary_base(config: Config) -> float:
     return float(base)
 
 
-def slots(section: LanguageModel, vocab_size: int) -> list[Slot]:
+def slots(section: CausalLMConfig, vocab_size: int) -> list[Slot]:
     """Where each weight lies, in either direction."""
     d, ff = section.d_model, section.d_ff
     kv = d // section.heads * (section.kv_heads or section.heads)

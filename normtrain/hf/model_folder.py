@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from normtrain.config.tasks import LanguageModel
 from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.errors import UserError, unknown_name
 from normtrain.files import as_utf8
@@ -22,6 +21,7 @@ from normtrain.hf.pretrained import Pretrained
 from normtrain.hf.slots import Slot, to_ours, to_theirs
 from normtrain.hf.tokenizers import read_tokenizer, tokenizer_texts
 from normtrain.hf.weights import read_weights, save_weights
+from normtrain.models.config import CausalLMConfig
 
 Weights = Mapping[str, Tensor]
 
@@ -30,9 +30,9 @@ Weights = Mapping[str, Tensor]
 class _Format:
     """One format, as its module has it."""
 
-    to_config: Callable[[LanguageModel, str], dict[str, Any]]
+    to_config: Callable[[CausalLMConfig, str], dict[str, Any]]
     from_config: Callable[[Config], dict[str, Any]]
-    slots: Callable[[LanguageModel, int], list[Slot]]
+    slots: Callable[[CausalLMConfig, int], list[Slot]]
     ignored: Sequence[str]
 
 
@@ -45,7 +45,7 @@ FORMATS: dict[str, _Format] = {"llama": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
 def write_folder(
     folder: Path,
     format: str,
-    section: LanguageModel,
+    section: CausalLMConfig,
     weights: Weights,
     tokenizer: TextTokenizer,
     texts: Mapping[str, str] | None = None,
@@ -96,7 +96,7 @@ def write_folder(
     return [*_left_out(section, config), *([] if note is None else [note])]
 
 
-def _left_out(section: LanguageModel, config: Mapping[str, Any]) -> list[str]:
+def _left_out(section: CausalLMConfig, config: Mapping[str, Any]) -> list[str]:
     """Training settings that the format has no key for."""
     keys = ["activation_dropout", *([] if "resid_pdrop" in config else ["dropout"])]
     lost = [f"model.{key} ({getattr(section, key):g})" for key in keys if getattr(section, key)]
@@ -138,7 +138,7 @@ def read_folder(folder: Path) -> Pretrained:
 
 
 def _named_in_full(
-    tensors: dict[str, Tensor], section: LanguageModel, slots: list[Slot]
+    tensors: dict[str, Tensor], section: CausalLMConfig, slots: list[Slot]
 ) -> dict[str, Tensor]:
     """Names as a whole model has them, with a tied output matrix once."""
     prefix = slots[0].parts[0][0].partition(".")[0] + "."
@@ -164,9 +164,9 @@ def _read_own(
     return recipe["model"], weights, digest, notes
 
 
-def _section(values: Mapping[str, Any], where: str) -> LanguageModel:
+def _section(values: Mapping[str, Any], where: str) -> CausalLMConfig:
     try:
-        return LanguageModel(**values)
+        return CausalLMConfig(**values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])

@@ -6,15 +6,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from normtrain.config.tasks import LanguageModel, LanguageRecipe
+from normtrain.config.schema import Recipe
 from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.errors import UserError
-from normtrain.models import build_language_model
+from normtrain.models import build_model
+from normtrain.models.config import CausalLMConfig
 
 # Weights that another norm may lack, have besides, or have in another shape.
 _OF_A_NORM = re.compile(r"(^|\.)(norm|norm_out|q_norm|k_norm|embedding_norm)\.")
@@ -64,14 +65,14 @@ class Pretrained:
         model = {f"model.{key}": value for key, value in self.model.items()}
         return {**model, "data.tokenizer": kind, "data.vocab_size": size}
 
-    def check(self, recipe: LanguageRecipe) -> None:
+    def check(self, recipe: Recipe) -> None:
         """See that a recipe describes a model that these weights fit, but for its norms.
 
         Raises:
             UserError: a size, or what a weight means, is another, or a weight is missing, left
                 over, or of another shape; the key or the weight is named.
         """
-        ours, theirs = recipe.model, LanguageModel(**self.model)
+        ours, theirs = cast(CausalLMConfig, recipe.model), CausalLMConfig(**self.model)
         fixed = [*_FIXED, *(["max_positions"] if theirs.positions == "learned" else [])]
         wanted = {f"model.{key}": (getattr(ours, key), getattr(theirs, key)) for key in fixed}
         wanted["model.kv_heads"] = (ours.kv_heads or ours.heads, theirs.kv_heads or theirs.heads)
@@ -88,7 +89,7 @@ class Pretrained:
                     "the key out, since the pretrained model decides it"
                 )
         with torch.device("meta"):
-            matched(build_language_model(ours, self.tokenizer.vocab_size), self.weights)
+            matched(build_model(ours, self.tokenizer.vocab_size), self.weights)
 
 
 @dataclass

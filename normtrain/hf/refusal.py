@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from normtrain.config.tasks import LanguageModel
 from normtrain.errors import UserError
+from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormRules, NormSpec
 from normtrain.norms.registry import lookup
 
@@ -26,7 +26,7 @@ def refusal(form: str, key: str, value: Any, wanted: str) -> UserError:
     )
 
 
-def require(form: str, section: LanguageModel, **wanted: Any) -> None:
+def require(form: str, section: CausalLMConfig, **wanted: Any) -> None:
     """See that keys of a model have the only values that a format has.
 
     Raises:
@@ -39,7 +39,7 @@ def require(form: str, section: LanguageModel, **wanted: Any) -> None:
             raise refusal(form, key, found, f"only {shown}")
 
 
-def common_eps(form: str, section: LanguageModel, norm: str, **options: Any) -> float:
+def common_eps(form: str, section: CausalLMConfig, norm: str, **options: Any) -> float:
     """The eps of a pre-norm decoder's norms, which must all be the same one.
 
     Args:
@@ -73,7 +73,7 @@ def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[s
     return next(iter(found))
 
 
-def _sites(section: LanguageModel) -> list[str]:
+def _sites(section: CausalLMConfig) -> list[str]:
     """Full names of a pre-norm decoder's norms."""
     layers = [
         f"decoder.layers.{i}.{sublayer}_residual.norm"

@@ -10,35 +10,30 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normtrain.models.causal import CausalLM, CausalState
-    from normtrain.models.factory import (
-        LanguageModelConfig,
-        ModelConfig,
-        build_language_model,
-        build_model,
-        norm_sites,
-    )
+    from normtrain.models.config import CausalLMConfig, Seq2SeqConfig, TransformerConfig
+    from normtrain.models.factory import build_model, norm_sites
     from normtrain.models.seq2seq import DecodingState, Seq2Seq
 
 _MODULES = {
     "CausalLM": "causal",
+    "CausalLMConfig": "config",
     "CausalState": "causal",
     "DecodingState": "seq2seq",
-    "LanguageModelConfig": "factory",
-    "ModelConfig": "factory",
     "Seq2Seq": "seq2seq",
-    "build_language_model": "factory",
+    "Seq2SeqConfig": "config",
+    "TransformerConfig": "config",
     "build_model": "factory",
     "norm_sites": "factory",
 }
 
 __all__ = [
     "CausalLM",
+    "CausalLMConfig",
     "CausalState",
     "DecodingState",
-    "LanguageModelConfig",
-    "ModelConfig",
     "Seq2Seq",
-    "build_language_model",
+    "Seq2SeqConfig",
+    "TransformerConfig",
     "build_model",
     "norm_sites",
 ]

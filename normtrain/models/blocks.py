@@ -16,17 +16,16 @@ adds to it, after the dropout, which would bring a mean back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normtrain.errors import UserError
-from normtrain.models.attention import Attention, KeyValueCache, check_heads
+from normtrain.models.attention import Attention, KeyValueCache
+from normtrain.models.config import CausalLMConfig, TransformerConfig
 from normtrain.models.recompute import Recompute
-from normtrain.norms import NormRules, build_norm
+from normtrain.norms import build_norm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -34,62 +33,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu-tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
     "swiglu": F.silu,
 }
-PLACEMENTS = ("pre", "post", "sandwich")
-ZERO_MEANS = ("none", "embeddings", "stream")
 
 
 def recentred(x: Tensor) -> Tensor:
     """Subtract the mean over the features from ``(…, features)``."""
     return x - x.mean(-1, keepdim=True)
-
-
-@dataclass(frozen=True)
-class LayerConfig:
-    """What every layer of a stack shares; the names are the recipe's.
-
-    Raises:
-        UserError: a placement, activation, zero_mean or d_stream that does not exist, heads that
-            do not divide d_model or kv_heads heads, or a recentred stream under post-norm.
-    """
-
-    d_model: int
-    heads: int
-    d_ff: int
-    norms: NormRules
-    placement: str = "pre"
-    qk_norm: str = "none"
-    activation: str = "relu"
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
-    bias: bool = True
-    d_stream: int | None = None
-    zero_mean: str = "none"
-    kv_heads: int | None = None
-
-    @property
-    def stream(self) -> int:
-        """Width of the residual stream, and so of embeddings, norms and sublayers' outputs."""
-        return self.d_model if self.d_stream is None else self.d_stream
-
-    def __post_init__(self) -> None:
-        """Refuse what does not exist and what contradicts itself."""
-        check_heads(self.d_model, self.heads, self.kv_heads)
-        if self.placement not in PLACEMENTS:
-            raise UserError(f"placement is one of {', '.join(PLACEMENTS)}, not {self.placement!r}")
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise UserError(f"activation is one of {known}, not {self.activation!r}")
-        if self.d_stream is not None and self.d_stream < 1:
-            raise UserError(f"d_stream is 1 or more, or None for d_model, not {self.d_stream!r}")
-        if self.zero_mean not in ZERO_MEANS:
-            raise UserError(f"zero_mean is one of {', '.join(ZERO_MEANS)}, not {self.zero_mean!r}")
-        if self.placement == "post" and self.zero_mean != "none":
-            # There the norm's own output is the stream, and its gain and bias give it a mean.
-            raise UserError(
-                f"zero_mean={self.zero_mean} needs placement pre or sandwich: a post-norm "
-                "stream has no mean to keep at 0"
-            )
 
 
 class FeedForward(nn.Module):
@@ -99,7 +47,7 @@ class FeedForward(nn.Module):
         config: sizes, activation and dropout.
     """
 
-    def __init__(self, config: LayerConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
         width = 2 * config.d_ff if self.gated else config.d_ff
@@ -134,7 +82,7 @@ class Residual(nn.Module):
         recentre: whether what the sublayer adds to the stream is recentred; read at every call.
     """
 
-    def __init__(self, config: LayerConfig, name: str) -> None:
+    def __init__(self, config: TransformerConfig, name: str) -> None:
         super().__init__()
         self.placement = config.placement
         self.recentre = config.zero_mean == "stream"
@@ -154,7 +102,7 @@ class Residual(nn.Module):
         return x + (recentred(y) if self.recentre else y)
 
 
-def build_attention(config: LayerConfig, *, cross: bool = False) -> Attention:
+def build_attention(config: TransformerConfig, *, cross: bool = False) -> Attention:
     """One attention module with the config's QK-norm on each head."""
     norms: dict[str, nn.Module] = {}
     if config.qk_norm != "none":
@@ -163,7 +111,7 @@ def build_attention(config: LayerConfig, *, cross: bool = False) -> Attention:
     return Attention(
         config.d_model,
         config.heads,
-        kv_heads=config.kv_heads,
+        kv_heads=config.kv_heads if isinstance(config, CausalLMConfig) else None,
         stream=config.stream,
         cross=cross,
         dropout=config.attention_dropout,
@@ -176,12 +124,12 @@ class EncoderLayer(nn.Module):
     """Self-attention, then feed-forward.
 
     Args:
-        config: what all layers share.
+        config: of the model.
         name: full name of this layer in the model.
         causal: hide later positions from earlier ones, as a decoder-only model does.
     """
 
-    def __init__(self, config: LayerConfig, name: str, *, causal: bool = False) -> None:
+    def __init__(self, config: TransformerConfig, name: str, *, causal: bool = False) -> None:
         super().__init__()
         self.causal = causal
         self.attention = build_attention(config)
@@ -213,11 +161,11 @@ class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention, then feed-forward.
 
     Args:
-        config: what all layers share.
+        config: of the model.
         name: full name of this layer in the model.
     """
 
-    def __init__(self, config: LayerConfig, name: str) -> None:
+    def __init__(self, config: TransformerConfig, name: str) -> None:
         super().__init__()
         self.attention = build_attention(config)
         self.attention_residual = Residual(config, f"{name}.attention_residual")
@@ -253,7 +201,7 @@ class Stack(nn.Module):
     """The layers of an encoder or a decoder and the norm they end with.
 
     Args:
-        config: what all layers share.
+        config: of the model.
         layers: how many.
         name: full name in the model, ``"encoder"`` or ``"decoder"``.
         layer: what builds a layer from ``config`` and the layer's full name.
@@ -265,10 +213,10 @@ class Stack(nn.Module):
 
     def __init__(
         self,
-        config: LayerConfig,
+        config: TransformerConfig,
         layers: int,
         name: str,
-        layer: Callable[[LayerConfig, str], EncoderLayer | DecoderLayer],
+        layer: Callable[[TransformerConfig, str], EncoderLayer | DecoderLayer],
     ) -> None:
         super().__init__()
         self.recompute: Recompute | None = None

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
 from normtrain.models.attention import KeyValueCache
-from normtrain.models.blocks import EncoderLayer, LayerConfig, Stack
+from normtrain.models.blocks import EncoderLayer, Stack
+from normtrain.models.config import CausalLMConfig, TransformerConfig
 from normtrain.models.embedding import TokenModel
 from normtrain.models.positions import Positions, check_fits
 from normtrain.models.rotary import Rotary
 
-POSITIONS = ("rotary", "learned", "sinusoidal", "none")
-ROTARY_BASE = 10000.0
 _STD = 0.02
 
 
@@ -28,55 +27,34 @@ class CausalLM(TokenModel):
     are multiplied by ``sqrt(d_model)`` only where an ``embedding_norm`` gives them unit length.
 
     Args:
-        config: what all layers share.
+        config: sizes, norms and positions: ``rotary`` (Su et al. 2021: queries and keys are
+            turned, after their norms), ``learned`` or ``sinusoidal`` (vectors added to the
+            tokens'), or ``none`` (Haviv et al. 2022: the causal mask alone tells the order).
         vocab_size: number of token ids.
-        layers: number of layers.
-        positions: ``"rotary"`` (Su et al. 2021, queries and keys turned, after their norms),
-            ``"learned"`` or ``"sinusoidal"`` (vectors added to the tokens'), or ``"none"``
-            (Haviv et al. 2022: the causal mask alone tells where a token stands).
-        rotary_base: theta of rotary positions.
-        max_positions: longest sequence, in tokens, whatever ``positions``.
-        tie: whether the output matrix is the embedding matrix.
-        embedding_norm: the norm of embedding vectors, see :class:`TokenModel`.
-        head_bias: whether the logits have a bias.
 
     Attributes:
         norms: the rules it was built with.
-        max_positions: as given.
+        max_positions: longest sequence, in tokens.
 
     Raises:
-        UserError: ``positions`` or ``embedding_norm`` does not exist, ``layers`` or
-            ``max_positions`` is below 1, a head is of odd width under rotary positions, or
-            ``rotary_base`` is given without them.
+        UserError: a norm does not exist.
     """
 
     always_scaled: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        config: LayerConfig,
-        vocab_size: int,
-        *,
-        layers: int,
-        positions: str = "rotary",
-        rotary_base: float = ROTARY_BASE,
-        max_positions: int = 1024,
-        tie: bool = True,
-        embedding_norm: str = "none",
-        head_bias: bool = False,
-    ) -> None:
-        _check(layers, positions, rotary_base, max_positions)
-        super().__init__(config, vocab_size, embedding_norm=embedding_norm, tied=tie)
-        d, self.max_positions = config.stream, max_positions
+    def __init__(self, config: CausalLMConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size, tied=config.tie)
+        d, longest = config.stream, config.max_positions
+        self.max_positions = longest
         self.embedding = nn.Embedding(vocab_size, d)
         self.positions: Positions | Rotary | None = None
-        if positions == "rotary":
-            self.positions = Rotary(max_positions, config.d_model // config.heads, rotary_base)
-        elif positions != "none":
-            self.positions = Positions(positions, max_positions, d)
-        self.decoder = Stack(config, layers, "decoder", partial(EncoderLayer, causal=True))
-        self.head = nn.Linear(d, vocab_size, bias=head_bias)
-        if tie:
+        if config.positions == "rotary":
+            self.positions = Rotary(longest, config.d_model // config.heads, config.rotary_base)
+        elif config.positions != "none":
+            self.positions = Positions(config.positions, longest, d)
+        self.decoder = Stack(config, config.layers, "decoder", partial(EncoderLayer, causal=True))
+        self.head = nn.Linear(d, vocab_size, bias=config.head_bias)
+        if config.tie:
             self.head.weight = self.embedding.weight
         self._reset_weights()
 
@@ -104,6 +82,11 @@ class CausalLM(TokenModel):
         if self.positions is None:
             return "none"
         return self.positions.kind if isinstance(self.positions, Positions) else "rotary"
+
+    def changed_config(self, config: TransformerConfig) -> dict[str, Any]:
+        """Return what `TokenModel.changed_config` does, with tying and positions."""
+        tie = self.head.weight is self.embedding.weight
+        return {**super().changed_config(config), "tie": tie, "positions": self.position_kind}
 
     def _enter(self, tokens: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
         """What enters the stack, ``(batch, time, stream)``, and the rotation of its positions."""
@@ -195,16 +178,6 @@ class CausalState:
     caches: list[KeyValueCache]
     length: int = 0
     output: Tensor | None = None
-
-
-def _check(layers: int, positions: str, rotary_base: float, max_positions: int) -> None:
-    if positions not in POSITIONS:
-        raise UserError(f"positions is one of {', '.join(POSITIONS)}, not {positions!r}")
-    if positions != "rotary" and rotary_base != ROTARY_BASE:
-        raise UserError(f"rotary_base={rotary_base} changes nothing with positions={positions}")
-    for name, value in (("layers", layers), ("max_positions", max_positions)):
-        if value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
 
 
 def _reset(linear: nn.Linear, std: float) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from normtrain.models.blocks import LayerConfig, recentred
+from normtrain.models.blocks import recentred
+from normtrain.models.config import TransformerConfig
 from normtrain.models.positions import Positions
 from normtrain.norms import NormSpec, build_norm
 
@@ -22,10 +24,9 @@ class TokenModel(nn.Module):
     rows of length ``sqrt(d)`` by themselves are multiplied by the same scale.
 
     Args:
-        config: what all layers share.
+        config: of the model; ``embedding_norm`` is the norm of embedding vectors, before their
+            scale, and of the rows of an output matrix that is tied to an embedding.
         vocab_size: number of token ids.
-        embedding_norm: the norm of embedding vectors, before their scale, and of the rows of an
-            output matrix that is tied to an embedding; ``"none"`` for none.
         tied: whether the output matrix is an embedding matrix too.
 
     Attributes:
@@ -34,19 +35,22 @@ class TokenModel(nn.Module):
         always_scaled: whether vectors are multiplied by ``sqrt(d_model)`` (Vaswani et al. 2017)
             without an ``embedding_norm`` too.
         scale: what vectors are multiplied by.
+        inputs: number of token sequences that `forward` takes.
+        longest: longest sequence, in tokens.
     """
 
     always_scaled: ClassVar[bool] = True
+    inputs: ClassVar[int] = 1
 
     head: nn.Linear
 
-    def __init__(
-        self, config: LayerConfig, vocab_size: int, *, embedding_norm: str, tied: bool
-    ) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int, *, tied: bool) -> None:
         super().__init__()
-        self.norms, self.zero_mean = config.norms, config.zero_mean
+        self.norms = config.norms
+        self.zero_mean: str = config.zero_mean
         self.vocab_size, self.tied = vocab_size, tied
-        spec = NormSpec.parse(embedding_norm)
+        self.longest = config.max_positions
+        spec = NormSpec.parse(config.embedding_norm)
         scaled = self.always_scaled or spec.name != "none"
         self.scale = math.sqrt(config.d_model) if scaled else 1.0
         # One norm for all tables: where they are tied, their vectors must stay the same vectors.
@@ -93,3 +97,32 @@ class TokenModel(nn.Module):
         """
         matrix = self.output_matrix() if matrix is None else matrix
         return F.linear(hidden, matrix, self.head.bias)
+
+    def changed_config(self, config: TransformerConfig) -> dict[str, Any]:
+        """Return the values of the config that describe this model after a conversion.
+
+        Args:
+            config: what the model was built from, before the conversion.
+        """
+        norm, *rules = self.norms.to_plain()
+        width = self.head.in_features
+        return {
+            "norm": norm[1],
+            "norm_rules": rules,
+            "zero_mean": self.zero_mean,
+            "d_stream": None if width == config.d_model else width,
+            "head_bias": self.head.bias is not None,
+            "embedding_norm": "none" if self.embedding_norm is None else config.embedding_norm,
+        }
+
+    def random_tokens(self, batch: int, time: int, generator: torch.Generator) -> Tensor:
+        """Return random inputs of `forward`, ``(inputs, batch, time)`` int64, no special tokens.
+
+        Args:
+            batch: sequences.
+            time: tokens of a sequence; fewer where the model has fewer positions.
+            generator: of the numbers.
+        """
+        shape = (self.inputs, batch, min(time, self.longest))
+        low = min(4, self.vocab_size - 1)
+        return torch.randint(low, self.vocab_size, shape, generator=generator)

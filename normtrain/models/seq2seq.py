@@ -3,75 +3,51 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
 from normtrain.models.attention import KeyValueCache
-from normtrain.models.blocks import DecoderLayer, EncoderLayer, LayerConfig, Stack
+from normtrain.models.blocks import DecoderLayer, EncoderLayer, Stack
+from normtrain.models.config import Seq2SeqConfig, TransformerConfig
 from normtrain.models.embedding import TokenModel
 from normtrain.models.positions import Positions
 from normtrain.models.token_ids import PAD, UNK
-
-TIES = ("all", "decoder", "embeddings", "none")
 
 
 class Seq2Seq(TokenModel):
     """Encoder-decoder Transformer (Vaswani et al. 2017) with any norm at any place.
 
     Args:
-        config: what all layers share.
+        config: sizes, norms, positions, and what is tied: ``all`` (source, target and output
+            embeddings are one matrix), ``decoder`` (target and output are), ``embeddings``
+            (source and target are) or ``none``.
         vocab_size: number of token ids; id 0 is padding, 3 the unknown token.
-        encoder_layers: number of encoder layers.
-        decoder_layers: number of decoder layers.
-        positions: ``"sinusoidal"`` or ``"learned"``.
-        max_positions: longest sequence, in tokens.
-        tie: ``"all"`` (source, target and output embeddings are one matrix), ``"decoder"``
-            (target and output are), ``"embeddings"`` (source and target are) or ``"none"``.
-        word_dropout: share of source tokens that training replaces by the unknown token.
-        embedding_norm: the norm of embedding vectors, see :class:`TokenModel`.
-        head_bias: whether the logits have a bias.
 
     Attributes:
         norms: the rules it was built with.
 
     Raises:
-        ValueError: if ``tie`` is none of the four, or ``positions`` or ``embedding_norm`` does
-            not exist.
+        UserError: a norm does not exist.
     """
 
-    def __init__(
-        self,
-        config: LayerConfig,
-        vocab_size: int,
-        *,
-        encoder_layers: int,
-        decoder_layers: int,
-        positions: str = "sinusoidal",
-        max_positions: int = 1024,
-        tie: str = "all",
-        word_dropout: float = 0.0,
-        embedding_norm: str = "none",
-        head_bias: bool = False,
-    ) -> None:
-        if tie not in TIES:
-            raise UserError(f"tie is one of {', '.join(TIES)}, not {tie!r}")
-        super().__init__(
-            config, vocab_size, embedding_norm=embedding_norm, tied=tie in ("all", "decoder")
-        )
-        d, self.word_dropout = config.stream, word_dropout
+    inputs: ClassVar[int] = 2
+
+    def __init__(self, config: Seq2SeqConfig, vocab_size: int) -> None:
+        super().__init__(config, vocab_size, tied=config.tie in ("all", "decoder"))
+        d, self.word_dropout = config.stream, config.word_dropout
         self.target_embedding = nn.Embedding(vocab_size, d, padding_idx=PAD)
-        shared = tie in ("all", "embeddings")
+        shared = config.tie in ("all", "embeddings")
         self.source_embedding = (
             self.target_embedding if shared else nn.Embedding(vocab_size, d, padding_idx=PAD)
         )
-        self.source_positions = Positions(positions, max_positions, d)
-        self.target_positions = Positions(positions, max_positions, d)
-        self.encoder = Stack(config, encoder_layers, "encoder", EncoderLayer)
-        self.decoder = Stack(config, decoder_layers, "decoder", DecoderLayer)
-        self.head = nn.Linear(d, vocab_size, bias=head_bias)
+        self.source_positions = Positions(config.positions, config.max_positions, d)
+        self.target_positions = Positions(config.positions, config.max_positions, d)
+        self.encoder = Stack(config, config.encoder_layers, "encoder", EncoderLayer)
+        self.decoder = Stack(config, config.decoder_layers, "decoder", DecoderLayer)
+        self.head = nn.Linear(d, vocab_size, bias=config.head_bias)
         if self.tied:
             self.head.weight = self.target_embedding.weight
         self._reset_tables(d**-0.5)
@@ -88,6 +64,14 @@ class Seq2Seq(TokenModel):
             # norm of a zero row is the one of its output divided by eps: it stays random there.
             if self.embedding_norm is None or table.weight is not self.head.weight:
                 nn.init.zeros_(table.weight[PAD])
+
+    def changed_config(self, config: TransformerConfig) -> dict[str, Any]:
+        """Return what `TokenModel.changed_config` does, with tying and positions."""
+        tie = cast(Seq2SeqConfig, config).tie
+        if self.head.weight is not self.target_embedding.weight:
+            tie = "embeddings" if self.source_embedding is self.target_embedding else "none"
+        positions = self.target_positions.kind
+        return {**super().changed_config(config), "tie": tie, "positions": positions}
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read source sentences.

@@ -1,35 +1,30 @@
-"""What the tasks share: optimizer, the weight of a batch in an update, what checkpoints carry."""
+"""What a task is: its recipe, data, model, training module, metrics, evaluation and model card.
+
+A task of another package subclasses `Task` and is named in the entry-point group
+`normtrain.tasks`. Importing this module imports no torch.
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-import pytorch_lightning as pl
-import torch
-from torch import Tensor
+from normtrain.config.registry import load_task
+from normtrain.errors import UserError
 
-from normtrain.config.recipe import Recipe
-from normtrain.models import norm_sites
-from normtrain.models.blocks import Stack
-from normtrain.models.embedding import TokenModel
-from normtrain.models.recompute import Recompute
-from normtrain.tasks.optim import build_optimizer, clip_gradients
-from normtrain.tasks.ranks import Tally
-from normtrain.tasks.sharding import (
-    hold_whole,
-    scale_gradients,
-    shard,
-    sync_gradients,
-    whole_tensor,
-)
-from normtrain.tasks.updates import UpdateWatch
+if TYPE_CHECKING:
+    import torch
 
-FORMAT_VERSION = 1
+    from normtrain.config.schema import Recipe
+    from normtrain.data.base import CorpusData
+    from normtrain.models.embedding import TokenModel
+    from normtrain.tasks.module import TaskModule
 
 
-class TextTokenizer(Protocol):
+class TaskTokenizer(Protocol):
     """What a task needs of its tokenizer."""
 
     @property
@@ -37,182 +32,203 @@ class TextTokenizer(Protocol):
     def to_json(self) -> str: ...
 
 
-class Validation(Protocol):
-    """What a validation found."""
-
-    loss: float
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers by the names they have in ``metrics.csv``."""
-        ...
-
-    def lines(self) -> list[str]:
-        """What a person is told, a line each."""
-        ...
-
-
-class TrainingTask(pl.LightningModule):
-    """Trains a model over tokens; the tasks say what a batch is and how it is validated.
-
-    Args:
-        recipe: every choice of the run.
-        tokenizer: text to token ids and back.
-        model: what is trained.
-        about: what checkpoints shall also carry, plain values by name: the data, the machine.
-        compile_model: run the training forward pass through ``torch.compile``.
-        update_batches: batches of one optimizer step, over all processes.
+@dataclass(frozen=True)
+class Metric:
+    """A number that validations log as ``val_<name>``, a column of ``metrics.csv``.
 
     Attributes:
-        batch_shape: shapes of the batch trained on last, for the message when memory is short.
-        validation: what the last validation found.
-        gradient_norm: of the last update, before clipping.
-        update_scale: what the last update's gradient was multiplied by, to be a mean over tokens.
+        name: of the number.
+        mode: whether lower (``"min"``) or higher (``"max"``) is better.
+        log: the text of a validation's log line, with the number as ``{}``.
     """
 
-    model: TokenModel
-    validation: Validation
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        tokenizer: TextTokenizer,
-        model: TokenModel,
-        *,
-        about: dict[str, Any] | None = None,
-        compile_model: bool = False,
-        update_batches: int = 1,
-    ) -> None:
-        super().__init__()
-        self._batches_an_update = update_batches
-        self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
-        self.model = model
-        self._compiled: Callable[..., Tensor] | None = None
-        if recipe.train.activation_checkpointing:
-            recompute = Recompute(compile=compile_model)
-            for stack in (part for part in model.modules() if isinstance(part, Stack)):
-                stack.recompute = recompute
-        elif compile_model:
-            hidden = cast(Callable[..., Tensor], model.hidden)
-            self._compiled = torch.compile(hidden, dynamic=True)
-        self.batch_shape: dict[str, tuple[int, ...]] = {}
-        self.gradient_norm = torch.zeros(())
-        self.update_scale: Tensor | float = 1.0
-        self._update_tokens: Tensor | float = 0.0
-        self._tally = Tally()
-        self.updates = UpdateWatch(self._loss_again, model)
-
-    @staticmethod
-    @abstractmethod
-    def count_targets(batch: dict[str, Tensor]) -> Tensor:
-        """How many tokens of a batch are predicted; a scalar where the batch lies."""
-
-    def _weighted(self, loss: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """A batch's mean loss, weighted by its tokens where an update has several batches.
-
-        It comes divided by a constant; the true number, known once all are done, is put right by
-        :meth:`configure_gradient_clipping`.
-        """
-        if self._batches_an_update > 1:
-            tokens = self.count_targets(batch)
-            self._update_tokens = self._update_tokens + tokens
-            loss = loss * (tokens / self.recipe.data.max_tokens)
-        self.updates.note(loss)
-        return loss
-
-    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep what a second look at this batch would need.
-
-        Under FSDP2, share gradients only with the last batch of an update.
-        """
-        self.updates.begin(batch, batch_idx)
-        sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
-
-    def _loss_again(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """A batch's loss once more, layer by layer; for a run that can't go on."""
-        self._compiled = None  # no hook sees compiled layers
-        with self.trainer.precision_plugin.train_step_context():
-            return cast(Tensor, self.training_step(batch, batch_idx))
-
-    def _hidden(self, *inputs: Tensor) -> Tensor:
-        """The model's last vectors, by the compiled pass if there is one."""
-        hidden = self._compiled or cast(Callable[..., Tensor], self.model.hidden)
-        return hidden(*inputs)
-
-    def configure_model(self) -> None:
-        """Cut the weights over the processes where the strategy asks for it (FSDP2)."""
-        if self.device_mesh is not None:
-            shard(self.model, self.device_mesh["data_parallel"])
-
-    def on_validation_start(self) -> None:
-        """Under FSDP2, gather the weights: ranks have different numbers of batches."""
-        hold_whole(self.model, True)
-
-    def on_validation_end(self) -> None:
-        """Let go of them."""
-        hold_whole(self.model, False)
-
-    def configure_optimizers(self) -> Any:
-        """AdamW with the recipe's schedule."""
-        return build_optimizer(self.model, self.recipe.optim, self.recipe.train.max_steps)
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Finish the gradient of an update: weight it by tokens, then clip its norm.
-
-        Lightning's own clipping refuses fused optimizers.
-
-        Raises:
-            BrokenUpdate: the loss or the gradient is no number; the weights are those before it.
-        """
-        bad = self.updates.bad_losses(self.device)
-        if self._batches_an_update > 1:
-            # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
-            mine = torch.stack([cast(Tensor, self._update_tokens), bad])
-            tokens, bad = self.trainer.strategy.reduce(mine, reduce_op="sum")
-            self.update_scale = self._batches_an_update * self.recipe.data.max_tokens / tokens
-            scale_gradients(self.parameters(), self.update_scale)
-            self._update_tokens = 0.0
-        norm = clip_gradients(self.parameters(), self.recipe.optim.clip or float("inf"))
-        self.gradient_norm = whole_tensor(norm)
-        step = self.trainer.global_step + 1
-        self.updates.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)
+    name: str
+    mode: Literal["min", "max"]
+    log: str
 
     @property
-    def _loss_scale(self) -> Tensor | float:
-        """What makes the sum of an update's losses its loss; Lightning has yet to divide them."""
-        return self.update_scale / self.trainer.accumulate_grad_batches
+    def column(self) -> str:
+        """Name of the column in ``metrics.csv``, and in a Trainer's ``callback_metrics``."""
+        return f"val_{self.name}"
 
-    def _log_validation(self) -> None:
-        """For callbacks that watch a number; the run's own log writes it unrounded."""
-        for name, value in self.validation.metrics().items():
-            self.log(name, value, logger=False, rank_zero_only=False)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only.
+LOSS = Metric("loss", "min", "loss {:.4f}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a task says on the model card of an export.
+
+    Attributes:
+        front: lines of the YAML front matter.
+        title: what the model does.
+        scores: column heads of the table of scores, and how each is formatted, by the key of the
+            evaluation.
+    """
+
+    front: tuple[str, ...]
+    title: str
+    scores: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model read from a checkpoint, in eval mode.
+
+    Attributes:
+        path: the checkpoint, for messages.
+        recipe: what it was trained by.
+        tokenizer: its tokenizer.
+        model: on the device that computes.
+        data: provenance of the training data, as the checkpoint has it.
+    """
+
+    path: Path
+    recipe: Recipe
+    tokenizer: Any
+    model: TokenModel
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluationRequest:
+    """What to evaluate on, and with which share of the work.
+
+    Attributes:
+        split: ``train``, ``valid``, ``test`` or another split of the corpus.
+        data: another corpus than the run's, or None.
+        options: the options that the user gave, by name; a task's `Task.evaluation_options`.
+        rank: of this process.
+        world: number of processes that share the work.
+        device: where this process computes.
+        progress: called with the work done and in all.
+    """
+
+    split: str
+    data: str | None
+    options: Mapping[str, Any]
+    rank: int
+    world: int
+    device: torch.device
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found; the same on every rank.
+
+    Attributes:
+        scores: numbers and how they were obtained, plain values.
+        corpus: provenance of the text.
+        variant: parts of the result's file name: what differs from the recipe's settings.
+        lines: outputs, a line each, where there are any.
+    """
+
+    scores: dict[str, Any]
+    corpus: dict[str, Any]
+    variant: Sequence[str] = field(default=())
+    lines: Sequence[str] | None = None
+
+
+class Task(ABC):
+    """One task, as runs and commands see it.
+
+    Attributes:
+        name: the ``task`` of its recipes.
+        metrics: what validations log besides the loss.
+        card: of the model cards of its exports.
+        libraries: distributions whose versions are recorded with scores.
+        command: the command that uses its models, for messages.
+        evaluation_options: the options of ``evaluate`` that it has, by name.
+        formats: the formats of `transformers` that its models can be exported to.
+    """
+
+    name: ClassVar[str]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    card: ClassVar[Card]
+    libraries: ClassVar[tuple[str, ...]] = ("torch",)
+    command: ClassVar[str] = "evaluate"
+    evaluation_options: ClassVar[tuple[str, ...]] = ()
+    formats: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @abstractmethod
+    def recipe_type(self) -> type[Recipe]:
+        """The class of the task's recipes."""
+
+    @abstractmethod
+    def corpora(self) -> list[str]:
+        """Return the corpora that the task knows by name."""
+
+    @abstractmethod
+    def data(
+        self, recipe: Any, *, revision: str | None, tokenizer: Any, total_batches: int
+    ) -> CorpusData[Any]:
+        """Build the data module of a run, not yet set up.
+
+        Args:
+            recipe: every choice of the run.
+            revision: of the corpus; pins a dataset of the Hub.
+            tokenizer: the one of the checkpoint that is resumed; None trains one.
+            total_batches: batches of the whole run, over all ranks.
+        """
+
+    @abstractmethod
+    def module(self, recipe: Any, tokenizer: Any, **options: Any) -> TaskModule:
+        """Build the LightningModule; ``options`` are those of `TaskModule`."""
+
+    @abstractmethod
+    def model(self, config: Any, vocab_size: int) -> TokenModel:
+        """Build the model of a recipe's ``model`` section."""
+
+    @abstractmethod
+    def tokenizer(self, text: str) -> TaskTokenizer:
+        """Read a tokenizer's JSON.
 
         Raises:
-            BrokenUpdate: the weights are no numbers, and so aren't saved.
+            UserError: it is not one of the task's.
         """
-        self.updates.settle()
-        self.updates.check_weights(self.trainer.global_step)
-        checkpoint["normtrain"] = checkpoint_section(
-            self.recipe, self.tokenizer, self.model, self.about
-        )
+
+    @abstractmethod
+    def vocab_size(self, recipe: Any) -> int | None:
+        """Return the most ids that the tokenizer can have; None where only the text tells."""
+
+    @abstractmethod
+    def evaluate(self, trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
+        """Evaluate a trained model on a split; every rank takes its share.
+
+        Raises:
+            UserError: the corpus or an option cannot be used.
+        """
+
+    def best(self, recipe: Any) -> Metric:
+        """Return the metric of the best checkpoint."""
+        return LOSS
+
+    def metric(self, name: str) -> Metric:
+        """Return the metric of a name, the loss among them."""
+        return next(each for each in (LOSS, *self.metrics) if each.name == name)
+
+    def check_options(self, options: Mapping[str, Any], path: Path) -> None:
+        """Refuse an option of ``evaluate`` that another task has.
+
+        Raises:
+            UserError: one is given.
+        """
+        for name in options:
+            if name not in self.evaluation_options:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is unsupported for the task {self.name} of {path}")
 
 
-def checkpoint_section(
-    recipe: Recipe, tokenizer: TextTokenizer, model: TokenModel, about: dict[str, Any]
-) -> dict[str, Any]:
-    """What makes a checkpoint self-contained: recipe, tokenizer, norms, and ``about``."""
-    return {
-        "version": FORMAT_VERSION,
-        "recipe": recipe.plain(),
-        "tokenizer": tokenizer.to_json(),
-        "rules": model.norms.to_plain(),
-        "norms": {name: str(model.norms.spec_for(name)) for name in norm_sites(model)},
-        **about,
-    }
+def task_of(recipe: Recipe) -> Task:
+    """Return the task of a recipe."""
+    task: Task = load_task(recipe.task)
+    return task
+
+
+def whole_source(recipe: Recipe) -> str:
+    """Return ``data.source``, as an absolute path where it is a file or a folder."""
+    source = recipe.data.source
+    named = source in task_of(recipe).corpora() or source.startswith("hf:")
+    return source if named or not Path(source).exists() else str(Path(source).resolve())

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from normtrain.errors import RunError
+from normtrain.ranks import all_gather, several_ranks
 from normtrain.tasks.diagnosis import Finding, diagnose
 
 LAG = 2
@@ -144,7 +145,7 @@ class UpdateWatch:
         found: Finding | None = None
         for batch in batches:
             found = _earlier(found, self._diagnose(batch))
-        everyone = _over_ranks(found)
+        everyone = all_gather(found)
         earliest: Finding | None = None
         for each in everyone:
             earliest = _earlier(earliest, each)
@@ -170,7 +171,7 @@ class UpdateWatch:
         sizes = torch._foreach_norm([p.detach() for _, p in named], float("inf"))
         finite = torch.stack([s.float().isfinite().all() for s in sizes]).tolist()
         mine = next((n for (n, _), good in zip(named, finite, strict=True) if not good), None)
-        bad = next((name for name in _over_ranks(mine) if name is not None), None)
+        bad = next((name for name in all_gather(mine) if name is not None), None)
         if bad is not None:
             raise BrokenUpdate(
                 f"the weights {bad} are no numbers any more after step {step}; lower optim.lr or "
@@ -212,21 +213,9 @@ def _set_random_state(states: list[Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(states[1], device)
 
 
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
 def _mean_over_ranks(value: Tensor) -> float:
-    if not _several():
+    if not several_ranks():
         return float(value)
     total = value.detach().float().clone()
     dist.all_reduce(total)
     return float(total) / dist.get_world_size()
-
-
-def _over_ranks(value: Any) -> list[Any]:
-    if not _several():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

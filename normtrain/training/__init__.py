@@ -1,10 +1,9 @@
 """One run: from a recipe to a run folder, and from a run folder to scores and text."""
 
-from normtrain.tasks.language.generate import generate
 from normtrain.training.averaging import average
 from normtrain.training.checkpoint import Checkpoint, read_checkpoint
 from normtrain.training.converting import convert
-from normtrain.training.evaluating import evaluate, translate
+from normtrain.training.evaluating import evaluate, generate, translate
 from normtrain.training.exporting import export
 from normtrain.training.fitting import describe, fit, resume
 from normtrain.training.importing import import_model, read_pretrained, start_recipe

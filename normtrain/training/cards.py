@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from normtrain import __version__
+from normtrain.tasks.base import task_of
 from normtrain.training.checkpoint import Checkpoint
 
 _HEAD = """\
@@ -26,25 +27,12 @@ _HEAD = """\
 {files}
 {scores}
 """
-_FRONT = {
-    "translation": "language: [en, vi]\npipeline_tag: translation\nlibrary_name: {library}",
-    "language": "pipeline_tag: text-generation\nlibrary_name: {library}",
-}
-_WHAT = {"translation": "English to Vietnamese", "language": "a language model"}
-_CONFIG = "| `config.json` | the recipe, the norm at every place, where the data came from |\n"
-_NATIVE = {
-    "translation": _CONFIG + "| `tokenizer.json` | the joint BPE, for the `tokenizers` library |",
-    "language": _CONFIG + "| `tokenizer.json` | the tokenizer ({kind}) |",
-}
-_THEIRS = "| `config.json` | the model, as `transformers` builds it |\n"
-_TOKENIZERS = {
-    True: "| `tokenizer.json` | the byte-level BPE, for `AutoTokenizer` |",
-    False: "| `normtrain_tokenizer.json` | the tokenizer ({kind}), for normtrain alone |",
-}
+_CONFIG = "| `config.json` | the recipe, the norm at every module, where the data came from |\n"
+_MODEL = "| `config.json` | the model, as `transformers` builds it |\n"
 
 
 def card(checkpoint: Checkpoint, target: Path, parameters: int, format: str) -> str:
-    """The text of ``README.md``.
+    """Return the text of ``README.md``.
 
     Args:
         checkpoint: what is exported.
@@ -53,20 +41,33 @@ def card(checkpoint: Checkpoint, target: Path, parameters: int, format: str) -> 
         format: of the export.
     """
     recipe = checkpoint.recipe
-    native = format == "native"
-    kind = getattr(checkpoint.tokenizer, "kind", "bpe")
-    files = _NATIVE[recipe.task] if native else _THEIRS + _TOKENIZERS[kind == "bpe"]
+    task, native = task_of(recipe), format == "native"
+    data = recipe.data
+    languages = {side: getattr(data, f"{side}_lang", None) for side in ("source", "target")}
+    front = [line.format(source_lang=languages["source"], target_lang=languages["target"])
+             for line in task.card.front]  # fmt: skip
+    front.append(f"library_name: {'normtrain' if native else 'transformers'}")
     return _HEAD.format(
-        front=_FRONT[recipe.task].format(library="normtrain" if native else "transformers"),
+        front="\n".join(front),
         name=recipe.name,
-        what=_WHAT[recipe.task],
+        what=task.card.title.format(
+            **{side: language_name(code) for side, code in languages.items() if code}
+        ),
         norm=recipe.model.norm,
         origin=_origin(checkpoint),
         parameters=parameters,
         placement=recipe.model.placement,
-        files=files.format(kind=kind),
+        files=_files(getattr(checkpoint.tokenizer, "kind", "joint BPE"), native),
         scores=_scores(checkpoint, target),
     )
+
+
+def _files(kind: str, native: bool) -> str:
+    if native:
+        return f"{_CONFIG}| `tokenizer.json` | the tokenizer ({kind}) |"
+    if kind == "bpe":
+        return f"{_MODEL}| `tokenizer.json` | the byte-level BPE, for `AutoTokenizer` |"
+    return f"{_MODEL}| `normtrain_tokenizer.json` | the tokenizer ({kind}), for normtrain alone |"
 
 
 def _origin(checkpoint: Checkpoint) -> str:
@@ -94,19 +95,26 @@ def _evaluations(target: Path) -> list[dict[str, Any]]:
 
 
 def _scores(checkpoint: Checkpoint, target: Path) -> str:
-    """A table of this checkpoint's scores; another checkpoint's say nothing of this one."""
-    if checkpoint.recipe.task == "translation":
-        head = "\n| data | split | beam | BLEU | signature |\n| --- | --- | --- | --- | --- |\n"
-        keys = ("beam", "bleu", "bleu_signature")
-        row = "{beam} | {bleu:.2f} | `{bleu_signature}`"
-    else:
-        head = "\n| data | split | stride | perplexity | bits per byte |\n"
-        head += "| --- | --- | --- | --- | --- |\n"
-        keys = ("stride", "perplexity", "bits_per_byte")
-        row = "{stride} | {perplexity:.2f} | {bits_per_byte:.4f}"
+    """Return a table of this checkpoint's scores, not of another checkpoint's."""
+    columns = task_of(checkpoint.recipe).card.scores
+    heads = ["data", "split", *(head for head, _ in columns.values())]
     rows = [
-        f"| {Path(found['data']).name} | {found['split']} | {row.format(**found)} |"
+        [Path(found["data"]).name, found["split"],
+         *(text.format(found[key]) for key, (_, text) in columns.items())]
         for found in _evaluations(target)
-        if all(key in found for key in keys) and found["step"] == checkpoint.step
-    ]
-    return head + "\n".join(rows) if rows else ""
+        if columns.keys() <= found.keys() and found["step"] == checkpoint.step
+    ]  # fmt: skip
+    table = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"\n| {' | '.join(row)} |" for row in table) if rows else ""
+
+
+_LANGUAGES = {
+    "de": "German", "en": "English", "es": "Spanish", "fr": "French", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "pt": "Portuguese", "ru": "Russian", "vi": "Vietnamese",
+    "zh": "Chinese",
+}  # fmt: skip
+
+
+def language_name(code: str) -> str:
+    """Return the English name of a language; of those without one here, the code itself."""
+    return _LANGUAGES.get(code.partition("-")[0], code)

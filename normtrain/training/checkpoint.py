@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import Recipe
+from normtrain.config.schema import Recipe
 from normtrain.errors import DamagedFile, RunError, UserError
 from normtrain.files import read_plain
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
-from normtrain.tasks.base import FORMAT_VERSION
+from normtrain.tasks.base import task_of
+from normtrain.tasks.module import FORMAT_VERSION
 from normtrain.training.contents import Contents
-from normtrain.training.kinds import kind_of
 from normtrain.training.sharded import is_sharded, read_sharded
 
 PREFIX = "model."
@@ -51,7 +51,7 @@ class Checkpoint:
         Raises:
             ValueError: if the weights don't fit the model the recipe describes.
         """
-        model = kind_of(self.recipe).model(self.recipe.model, self.tokenizer.vocab_size)
+        model = task_of(self.recipe).model(self.recipe.model, self.tokenizer.vocab_size)
         built = {name: str(model.norms.spec_for(name)) for name in norm_sites(model)}
         saved = self.raw["normtrain"]["norms"]
         for name in sorted(built.keys() | saved.keys()):
@@ -145,7 +145,7 @@ def read_file(path: Path) -> Checkpoint:
     weights = {k[len(PREFIX) :]: v for k, v in raw["state_dict"].items() if k.startswith(PREFIX)}
     recipe = recipes.from_plain(ours["recipe"], str(path))
     try:
-        tokenizer = kind_of(recipe).tokenizer(ours["tokenizer"])
+        tokenizer = task_of(recipe).tokenizer(ours["tokenizer"])
     except UserError as error:
         raise UserError(f"{path}: its tokenizer can't be read: {error}") from error
     return Checkpoint(

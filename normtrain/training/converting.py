@@ -11,15 +11,15 @@ import torch
 from torch import nn
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import Recipe, TranslationRecipe
+from normtrain.config.schema import Recipe
 from normtrain.convert.equivalence import to_crmsnorm, to_layernorm, to_rmsnorm
 from normtrain.convert.report import ConversionReport
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_atomically
-from normtrain.models import CausalLM, Seq2Seq, norm_sites
+from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
+from normtrain.tasks.base import task_of
 from normtrain.training.checkpoint import PREFIX, Checkpoint, check_output, read_checkpoint
-from normtrain.training.kinds import kind_of
 
 CONVERSIONS: dict[str, Callable[[nn.Module], ConversionReport]] = {
     "rmsnorm": to_rmsnorm,
@@ -72,49 +72,15 @@ def convert(target: Path, *, to: str, output: Path) -> str:
 
 
 def converted_recipe(recipe: Recipe, model: TokenModel) -> Recipe:
-    """The recipe that describes a converted model: its norms, tying, positions and widths."""
-    own = _of_decoder(model) if isinstance(model, CausalLM) else _of_both(recipe, model)
-    width = own.pop("width")
-    norm, *rules = model.norms.to_plain()
+    """Return the recipe that describes a converted model."""
     plain = recipe.plain()
-    plain["model"] |= {
-        "norm": norm[1],
-        "norm_rules": rules,
-        **own,
-        "zero_mean": model.zero_mean,
-        "d_stream": None if width == recipe.model.d_model else width,
-        "head_bias": model.head.bias is not None,
-        "embedding_norm": "none" if model.embedding_norm is None else recipe.model.embedding_norm,
-    }
+    plain["model"] |= model.changed_config(recipe.model)
     return recipes.from_plain(plain, "the converted recipe")
-
-
-def _of_decoder(model: CausalLM) -> dict[str, Any]:
-    """What a conversion may have changed of a language model."""
-    return {
-        "width": model.embedding.embedding_dim,
-        "tie": model.head.weight is model.embedding.weight,
-        "positions": model.position_kind,
-    }
-
-
-def _of_both(recipe: Recipe, model: TokenModel) -> dict[str, Any]:
-    """What a conversion may have changed of an encoder-decoder."""
-    assert isinstance(model, Seq2Seq)
-    assert isinstance(recipe, TranslationRecipe)
-    tied: str = recipe.model.tie
-    if model.head.weight is not model.target_embedding.weight:
-        tied = "embeddings" if model.source_embedding is model.target_embedding else "none"
-    return {
-        "width": model.target_embedding.embedding_dim,
-        "tie": tied,
-        "positions": model.target_positions.kind,
-    }
 
 
 def _rebuilt(recipe: Recipe, model: TokenModel) -> TokenModel:
     """The model as whoever reads the new checkpoint will build it."""
-    built = kind_of(recipe).model(recipe.model, model.vocab_size)
+    built = task_of(recipe).model(recipe.model, model.vocab_size)
     rebuilt = built.to(model.head.weight.dtype)
     rebuilt.load_state_dict(model.state_dict())
     return rebuilt.eval()
@@ -129,14 +95,7 @@ def _difference(original: TokenModel, converted: TokenModel) -> float:
     """
     dtype = original.head.weight.dtype
     generator = torch.Generator().manual_seed(0)
-    if isinstance(original, CausalLM):
-        texts, longest = 1, original.max_positions
-    else:
-        assert isinstance(original, Seq2Seq)
-        texts, longest = 2, original.target_positions.max_positions  # a source and a target
-    shape = (texts, 8, min(24, longest))
-    tokens = torch.randint(min(4, original.vocab_size - 1), original.vocab_size, shape,
-                           generator=generator)  # fmt: skip
+    tokens = original.random_tokens(8, 24, generator)
     wanted, found = (copy.deepcopy(model).double()(*tokens) for model in (original, converted))
     error = float((found - wanted).abs().amax() / wanted.abs().amax())
     if not error <= min(0.05, 1000 * torch.finfo(dtype).eps):

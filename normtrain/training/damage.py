@@ -7,11 +7,11 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from normtrain.errors import DamagedFile, RunError
+from normtrain.ranks import all_gather
 from normtrain.training.callbacks.checkpoints import link
 from normtrain.training.callbacks.progress import Say
 from normtrain.training.checkpoint import Checkpoint, read_file
 from normtrain.training.folder import RunFolder
-from normtrain.training.ranks_lost import all_ranks_have
 
 ASIDE = ".damaged"
 
@@ -37,7 +37,7 @@ class Beginning(pl.Callback):
         Raises:
             RunError: processes have chosen different steps, so that their folders differ.
         """
-        chosen = all_ranks_have(self.step)
+        chosen = all_gather(self.step)
         if len(set(chosen)) > 1:
             raise RunError(
                 f"the processes find different checkpoints to go on from in {self.path.parent}: "

@@ -10,13 +10,14 @@ from typing import Any, cast
 from torch import Tensor
 
 from normtrain import __version__
-from normtrain.config.recipe import LanguageRecipe
 from normtrain.errors import UserError, unknown_name
 from normtrain.files import as_utf8, write_folder
 from normtrain.hf.model_folder import FORMATS
 from normtrain.hf.model_folder import write_folder as write_theirs
 from normtrain.hf.weights import save_weights
+from normtrain.models.config import CausalLMConfig
 from normtrain.models.embedding import TokenModel
+from normtrain.tasks.base import task_of
 from normtrain.training.cards import card
 from normtrain.training.checkpoint import Checkpoint, read_checkpoint
 
@@ -44,10 +45,11 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
     if format not in EXPORT_FORMATS:
         raise unknown_name("format", format, EXPORT_FORMATS)
     checkpoint, folder = read_checkpoint(Path(target)), Path(folder)
-    if format != NATIVE and checkpoint.recipe.task != "language":
+    task = task_of(checkpoint.recipe)
+    if format != NATIVE and format not in task.formats:
         raise UserError(
-            f"{checkpoint.path} is trained for the task {checkpoint.recipe.task}; the formats "
-            f"{', '.join(FORMATS)} are for language models"
+            f"--format {format} is unsupported for the task {task.name} of {checkpoint.path}; "
+            f"use {' or '.join((NATIVE, *task.formats))}"
         )
     model = checkpoint.model()
     count = sum(p.numel() for p in model.parameters())
@@ -56,7 +58,7 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
     if format == NATIVE:
         _write(folder, checkpoint, model, texts)
     else:
-        section = cast(LanguageRecipe, checkpoint.recipe).model
+        section = cast(CausalLMConfig, checkpoint.recipe.model)
         notes = write_theirs(
             folder, format, section, model.state_dict(), checkpoint.tokenizer, texts
         )

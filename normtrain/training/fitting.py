@@ -6,17 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import LanguageRecipe, Recipe
+from normtrain.config.schema import Recipe
 from normtrain.data.base import CorpusData
 from normtrain.errors import UserError
 from normtrain.files import write_text
 from normtrain.hf.pretrained import Pretrained
 from normtrain.ranks import is_first_process
+from normtrain.tasks.base import task_of, whole_source
 from normtrain.training.callbacks.progress import Say
 from normtrain.training.checkpoint import Checkpoint
 from normtrain.training.contents import Contents
@@ -24,7 +25,6 @@ from normtrain.training.damage import Beginning, newest_whole, numbered
 from normtrain.training.determinism import changes_since
 from normtrain.training.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.training.importing import note_start, noted_start
-from normtrain.training.kinds import kind_of, whole_source
 from normtrain.training.loop import TrainingRun, size_line
 from normtrain.training.machine import Machine, check_devices, check_room, resolve_precision
 from normtrain.training.sharded import is_sharded
@@ -74,7 +74,7 @@ def fit(
     machine = _with_updates(machine, recipe)
     build_model_on_meta(recipe, room=True)
     if init is not None:
-        init.check(cast(LanguageRecipe, recipe))
+        init.check(recipe)
     data = _data(recipe, machine, given=None if init is None else init.tokenizer)
     data.setup("fit")
     data.check_ranks(machine.processes)
@@ -206,7 +206,7 @@ def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Lef
     """
     read, beginning = newest_whole(folder, say)
     with torch.device("meta"):
-        model = kind_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
+        model = task_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
     contents = Contents(read.path, read.raw)
     contents.check_training(model, asdict(Machine()), sharded=is_sharded(read.path))
     started = _started(read, recipe)
@@ -244,11 +244,11 @@ def build_model_on_meta(recipe: Recipe, *, room: bool = False) -> str:
         UserError: the recipe asks for a model that can't be built.
         RunError: with ``room``, this machine's memory can't hold its training.
     """
-    kind = kind_of(recipe)
-    known = kind.largest_vocabulary(recipe)
+    task = task_of(recipe)
+    known = task.vocab_size(recipe)
     try:
         with torch.device("meta"):
-            model = kind.model(recipe.model, known or 1)
+            model = task.model(recipe.model, known or 1)
     except UserError:
         raise
     except (RuntimeError, OverflowError) as error:  # torch's counts of bytes are 64 bits long
@@ -384,4 +384,9 @@ def _data(
     if read is not None and read.data["kind"] == "hub":
         revision = read.data["revision"]  # where the recipe pins none, the one it began with
     tokenizer = given if read is None else read.tokenizer
-    return kind_of(recipe).data(recipe, revision, tokenizer, machine.update_batches)
+    return task_of(recipe).data(
+        recipe,
+        revision=revision,
+        tokenizer=tokenizer,
+        total_batches=recipe.train.max_steps * machine.update_batches,
+    )

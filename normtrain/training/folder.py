@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import Recipe
+from normtrain.config.schema import Recipe
 from normtrain.errors import RunError, UserError
 
 HOME = Path("runs")

@@ -12,15 +12,16 @@ from typing import Any, cast
 import torch
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import LanguageRecipe, Recipe
+from normtrain.config.schema import Recipe
 from normtrain.errors import UserError
 from normtrain.files import write_atomically, write_text
 from normtrain.hf.model_folder import read_folder
 from normtrain.hf.pretrained import Pretrained, load_into
-from normtrain.tasks.base import checkpoint_section
+from normtrain.tasks.base import task_of, whole_source
+from normtrain.tasks.language.config import LanguageRecipe
+from normtrain.tasks.module import checkpoint_section
 from normtrain.training.checkpoint import PREFIX, check_output, read_checkpoint
 from normtrain.training.folder import RunFolder
-from normtrain.training.kinds import kind_of, whole_source
 from normtrain.training.sharded import is_sharded
 
 LONGEST_WINDOW = 1024
@@ -120,7 +121,7 @@ def start_recipe(
             "'normtrain recipes list' shows recipes for them"
         )
     recipe = recipes.resolve(name, base=pretrained.settings(), overrides=overrides, **changes)
-    pretrained.check(cast(LanguageRecipe, recipe))
+    pretrained.check(recipe)
     return recipe
 
 
@@ -155,7 +156,7 @@ def import_model(
     check_output(output)
     pretrained = read_pretrained(target)
     made = _made_recipe(pretrained, recipe, data, overrides)
-    model = kind_of(made).model(made.model, pretrained.tokenizer.vocab_size)
+    model = task_of(made).model(made.model, pretrained.tokenizer.vocab_size)
     report = load_into(model, pretrained.weights)
     untrained = {"kind": "none", "source": None, "revision": None, "sha256": None}
     about = {"data": untrained, "init": pretrained.origin}

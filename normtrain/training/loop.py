@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from normtrain.config.recipe import Recipe
+from normtrain.config.schema import Recipe
 from normtrain.data.base import CorpusData
 from normtrain.errors import RunError, UserError, described
 from normtrain.files import write_text
@@ -21,7 +21,8 @@ from normtrain.hf.pretrained import Pretrained, load_into
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
-from normtrain.tasks.base import TrainingTask
+from normtrain.tasks.base import task_of
+from normtrain.tasks.module import TaskModule
 from normtrain.tasks.updates import BrokenUpdate
 from normtrain.training.callbacks.batches_done import BatchesDone
 from normtrain.training.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
@@ -31,7 +32,6 @@ from normtrain.training.callbacks.random_state import RandomState
 from normtrain.training.callbacks.stop import GracefulStop, StopAsked
 from normtrain.training.determinism import determinism, surroundings
 from normtrain.training.folder import FOLDER_VARIABLE, RunFolder
-from normtrain.training.kinds import kind_of
 from normtrain.training.machine import (
     Machine,
     keep_freed_memory,
@@ -86,9 +86,9 @@ class TrainingRun:
         self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
         self.machine, self.say = machine, say
-        self.kind = kind_of(recipe)
+        self.task = task_of(recipe)
         self.random_state = RandomState()
-        self.metrics = MetricsFile(folder.metrics_file, self.kind.score)
+        self.metrics = MetricsFile(folder.metrics_file, self.task.metrics)
 
     def train(self, checkpoint: Path | None = None, step: int = 0) -> None:
         """Train to the end, holding the folder's lock.
@@ -161,7 +161,7 @@ class TrainingRun:
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
 
-    def _task(self) -> TrainingTask:
+    def _task(self) -> TaskModule:
         """What trains, with random weights."""
         about = {
             "data": self.data.corpus.provenance,
@@ -170,12 +170,12 @@ class TrainingRun:
             **({} if self.origin is None else {"init": self.origin}),
         }
         try:
-            return self.kind.task(
+            return self.task.module(
                 self.recipe,
                 self.data.tokenizer,
                 about=about,
                 compile_model=self.machine.compile,
-                update_batches=self.machine.update_batches,
+                step_batches=self.machine.update_batches,
             )
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
@@ -185,7 +185,7 @@ class TrainingRun:
                 "model.max_positions"
             ) from error
 
-    def _worded(self, error: BaseException, task: TrainingTask) -> RunError | None:
+    def _worded(self, error: BaseException, task: TaskModule) -> RunError | None:
         """What a failure means for a person, where that is known."""
         if "DataLoader worker" in str(error):
             return RunError(
@@ -204,7 +204,7 @@ class TrainingRun:
     def _how_to_go_on(self) -> str:
         return f"go on with: normtrain fit --resume {self.folder.path}"
 
-    def _begin(self, task: TrainingTask) -> str:
+    def _begin(self, task: TaskModule) -> str:
         """Put the pretrained weights in, if there are any; says which."""
         if self.pretrained is None:
             return ""
@@ -249,10 +249,9 @@ class TrainingRun:
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
-        best = self.kind.best(self.recipe)
+        best = self.task.best(self.recipe)
         if train.patience is not None:
-            mode = "max" if best == "bleu" else "min"
-            callbacks.append(EarlyStopping(f"val_{best}", patience=train.patience, mode=mode))
+            callbacks.append(EarlyStopping(best.column, patience=train.patience, mode=best.mode))
         checkpoints = RunCheckpoints(
             self.folder.checkpoints,
             every=train.checkpoint_every,
@@ -263,12 +262,12 @@ class TrainingRun:
         )
         return [
             *callbacks,
-            ShowProgress(train.max_steps, recorder, self.say),
+            ShowProgress(train.max_steps, recorder, self.say, self.task),
             checkpoints,
             GracefulStop(checkpoints, self.say),
         ]
 
-    def _announce(self, task: TrainingTask, begun: str) -> None:
+    def _announce(self, task: TaskModule, begun: str) -> None:
         for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:
             self.say(line)
         precision = self.recipe.train.precision
@@ -295,7 +294,7 @@ def _out_of_memory(error: BaseException) -> bool:
     return "can't allocate memory" in text or "not enough memory" in text
 
 
-def _memory_advice(task: TrainingTask, recipe: Recipe) -> str:
+def _memory_advice(task: TaskModule, recipe: Recipe) -> str:
     shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
     way = "" if recipe.train.activation_checkpointing else ", or set train.activation_checkpointing"
     return (

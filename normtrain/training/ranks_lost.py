@@ -280,12 +280,3 @@ def _end_now(message: str) -> None:
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def all_ranks_have(value: Any) -> list[Any]:
-    """Everybody's value, in rank order; this process's alone where it is the only one."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

@@ -11,6 +11,7 @@ from typing import Any
 
 from normtrain import __version__
 from normtrain.files import write_text
+from normtrain.tasks.base import Evaluation, task_of
 from normtrain.training.checkpoint import Checkpoint
 
 
@@ -27,49 +28,37 @@ class Results:
         self.target, self.checkpoint, self.writes = target, checkpoint, write
         self.folder = _results_folder(target, checkpoint.path)
 
-    def write(
-        self,
-        found: dict[str, Any],
-        *,
-        data: str | None,
-        split: str,
-        parts: Sequence[str],
-        corpus: dict[str, Any],
-        lines: Sequence[str] | None = None,
-    ) -> dict[str, Any]:
-        """Write ``evaluation-….json`` and, for a translation, ``hypotheses-….txt``.
+    def write(self, found: Evaluation, *, data: str | None, split: str) -> dict[str, Any]:
+        """Write ``evaluation-….json`` and, where there are outputs, ``hypotheses-….txt``.
 
         Args:
             found: the scores and how they were obtained.
             data: another corpus than the run's, as the user named it.
             split: which part of it.
-            parts: what differs from how the recipe evaluates; it goes into the names.
-            corpus: where the text came from.
-            lines: the hypotheses, where there are any.
 
         Returns:
             What was written, plain values.
 
         Raises:
-            RunError: a file can't be written.
+            RunError: a file cannot be written.
         """
         checkpoint = self.checkpoint
-        stem = self._stem(data, split, parts)
+        stem = self._stem(data, split, found.variant)
         report = {
             "checkpoint": str(checkpoint.path),
             "step": checkpoint.step,
             "norm": checkpoint.recipe.model.norm,
             "data": data or checkpoint.recipe.data.source,
             "split": split,
-            **found,
-            "corpus": corpus,
-            "versions": _versions(checkpoint.recipe.task),
+            **found.scores,
+            "corpus": found.corpus,
+            "versions": _versions(task_of(checkpoint.recipe).libraries),
         }
-        if lines is not None:
+        if found.lines is not None:
             hypotheses = self.folder / f"hypotheses-{stem}.txt"
             report["hypotheses"] = str(hypotheses)
             if self.writes:
-                write_text(hypotheses, "".join(line + "\n" for line in lines))
+                write_text(hypotheses, "".join(line + "\n" for line in found.lines))
         if self.writes:
             text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
             write_text(self.folder / f"evaluation-{stem}.json", text)
@@ -90,10 +79,9 @@ def _short(source: str) -> str:
     return path.resolve().name if path.is_dir() else path.name
 
 
-def _versions(task: str) -> dict[str, str]:
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
     # A plain checkout has no metadata of normtrain's own, so its version comes from the code.
-    names = ("torch", "sacrebleu") if task == "translation" else ("torch",)
-    return {"normtrain": __version__, **{name: version(name) for name in names}}
+    return {"normtrain": __version__, **{name: version(name) for name in libraries}}
 
 
 def _results_folder(target: Path, checkpoint: Path) -> Path:

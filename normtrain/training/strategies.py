@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
-from normtrain.config.recipe import Recipe
+from normtrain.config.schema import Recipe
 from normtrain.errors import UserError
 from normtrain.training.machine import Machine
 from normtrain.training.sharded import check_plain, is_sharded

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from normtrain.config import recipe as recipes
-from normtrain.config.recipe import TranslationRecipe as Recipe
 from normtrain.errors import UserError
+from normtrain.tasks.translation.config import TranslationRecipe as Recipe
 
 
 def write(folder: Path, text: str | bytes, name: str = "mine.yaml") -> Path:

@@ -15,8 +15,7 @@ from torch.nn.utils import prune
 from normtrain.convert import Stream, streams_of, to_crmsnorm, to_layernorm, to_rmsnorm
 from normtrain.errors import UserError
 from normtrain.models import CausalLM
-from normtrain.models.blocks import LayerConfig
-from normtrain.norms import NormRules
+from normtrain.models.config import CausalLMConfig
 
 
 class Small(nn.Module):
@@ -179,22 +178,25 @@ def test_grouped_convolutions_and_tied_inputs_are_refused() -> None:
         to_rmsnorm(model, streams=stream(inputs=("first",)))
 
 
+def decoder(**options: Any) -> CausalLMConfig:
+    """A decoder's config, of one layer."""
+    sizes = {"norm": "layernorm", "d_model": 6, "heads": 2, "d_ff": 8, "dropout": 0.0, "layers": 1}
+    sizes |= {"positions": "learned", "max_positions": 8, "activation": "relu"}
+    return CausalLMConfig(**(sizes | options))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [6, 64, 512])
 def test_weights_that_were_never_recentred_are_told_apart(dtype: torch.dtype, width: int) -> None:
     """In bfloat16 rounding is coarse, but a random mean is coarser."""
-    config = LayerConfig(
-        d_model=width, heads=2, d_ff=8, norms=NormRules.of("rmsnorm:bias=true"), dropout=0.0
-    )
-    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).to(dtype)
+    config = decoder(norm="rmsnorm:bias=true", d_model=width)
+    model = CausalLM(config, 11).to(dtype)
     with pytest.raises(UserError, match="adds a mean"):
         to_layernorm(model)
     with pytest.raises(UserError, match="reads the mean"):
         to_crmsnorm(model)
-    config = LayerConfig(
-        d_model=width, heads=2, d_ff=8, norms=NormRules.of("layernorm"), dropout=0.0
-    )
-    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).to(dtype)
+    config = decoder(norm="layernorm", d_model=width)
+    model = CausalLM(config, 11).to(dtype)
     to_rmsnorm(model)
     assert "agree to that precision" in str(to_layernorm(copy.deepcopy(model))) or (
         dtype == torch.float32
@@ -203,8 +205,8 @@ def test_weights_that_were_never_recentred_are_told_apart(dtype: torch.dtype, wi
 
 
 def test_own_streams_can_not_be_chosen() -> None:
-    config = LayerConfig(d_model=6, heads=2, d_ff=8, norms=NormRules.of("layernorm"))
-    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8)
+    config = decoder()
+    model = CausalLM(config, 11)
     with pytest.raises(UserError, match="leave streams out"):
         to_rmsnorm(model, streams=stream())
     assert to_rmsnorm(copy.deepcopy(model), streams=streams_of(model)).replaced
@@ -219,12 +221,12 @@ def test_own_streams_can_not_be_chosen() -> None:
         pass
 
     with pytest.raises(UserError, match="a Other are not known"):
-        to_rmsnorm(Other(config, 11, layers=1, positions="none"))
+        to_rmsnorm(Other(config, 11))
 
 
 def test_a_converted_model_that_was_trained_does_not_go_back() -> None:
-    config = LayerConfig(d_model=6, heads=2, d_ff=8, norms=NormRules.of("layernorm"), dropout=0.0)
-    model = CausalLM(config, 11, layers=1, positions="learned", max_positions=8).double()
+    config = decoder()
+    model = CausalLM(config, 11).double()
     to_rmsnorm(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.arange(8)[None]).square().mean().backward()

@@ -13,6 +13,7 @@ import torch
 from normtrain.data.stream import BatchStream, StreamLoader
 from normtrain.errors import UserError
 from normtrain.tasks.translation.batching import TokenBatches
+from normtrain.tasks.translation.config import TranslationDataConfig
 from normtrain.tasks.translation.data import TranslationData
 
 Batches = list[list[int]]
@@ -69,9 +70,10 @@ def test_ranks_slice_one_stream_that_does_not_depend_on_their_number(
 @pytest.fixture
 def data(corpus_folder: Path) -> Callable[..., TranslationData]:
     def build(total: int | None = 30, workers: int = 0) -> TranslationData:
-        return TranslationData(
-            str(corpus_folder), max_tokens=60, vocab_size=420, workers=workers, total_batches=total
+        config = TranslationDataConfig(
+            source=str(corpus_folder), max_tokens=60, vocab_size=420, workers=workers
         )
+        return TranslationData(config, total_batches=total)
 
     return build
 

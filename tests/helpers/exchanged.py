@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from normtrain.config.recipe import LanguageRecipe
-from normtrain.config.tasks import LanguageModel
 from normtrain.data.tokenizers.build import train_text_tokenizer
 from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.hf import Pretrained, load_into, write_folder
-from normtrain.models import CausalLM, build_language_model
+from normtrain.models import CausalLM, build_model
+from normtrain.models.config import CausalLMConfig
+from normtrain.tasks.language.config import LanguageRecipe
 
 SIZES: dict[str, Any] = {
     "d_model": 32,
@@ -45,11 +45,11 @@ def bpe() -> TextTokenizer:
     return train_text_tokenizer("bpe", [TEXT], 290)
 
 
-def section(**values: Any) -> LanguageModel:
+def section(**values: Any) -> CausalLMConfig:
     """A checked model section."""
     return LanguageRecipe(
         name="x",
-        model=LanguageModel(**values),
+        model=CausalLMConfig(**values),
         data={"window": 8, "max_tokens": 8},  # type: ignore[arg-type]
     ).model
 
@@ -63,9 +63,9 @@ def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def our_model(values: LanguageModel, vocab_size: int | None = None) -> CausalLM:
+def our_model(values: CausalLMConfig, vocab_size: int | None = None) -> CausalLM:
     torch.manual_seed(1)
-    model = build_language_model(values, vocab_size or bpe().vocab_size)
+    model = build_model(values, vocab_size or bpe().vocab_size)
     scrambled(model)
     return model
 
@@ -94,7 +94,7 @@ def their_logits(model: nn.Module, ids: Tensor) -> Tensor:
 
 def rebuilt(pretrained: Pretrained) -> CausalLM:
     """The model that was read, with every weight from there."""
-    model = build_language_model(section(**pretrained.model), pretrained.tokenizer.vocab_size)
+    model = build_model(section(**pretrained.model), pretrained.tokenizer.vocab_size)
     report = load_into(model, pretrained.weights)
     assert (report.fresh, report.dropped) == ([], [])
     return model.eval()

@@ -2,68 +2,46 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from normtrain.models import CausalLM, Seq2Seq, build_language_model, build_model
+from normtrain.models import CausalLM, CausalLMConfig, Seq2Seq, Seq2SeqConfig, build_model
 
 VOCAB = 23
+SIZES: dict[str, Any] = {
+    "norm": "layernorm",
+    "d_model": 16,
+    "heads": 4,
+    "d_ff": 24,
+    "activation": "relu",
+    "dropout": 0.0,
+    "max_positions": 64,
+}
 
 
-def config(**changes: Any) -> SimpleNamespace:
-    """A recipe's model section."""
-    values: dict[str, Any] = {
-        "norm": "layernorm",
-        "norm_rules": [],
-        "placement": "pre",
-        "qk_norm": "none",
-        "d_model": 16,
-        "heads": 4,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "d_ff": 24,
-        "activation": "relu",
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "activation_dropout": 0.0,
-        "word_dropout": 0.0,
-        "positions": "sinusoidal",
-        "max_positions": 64,
-        "tie": "all",
-        "bias": True,
-        "d_stream": None,
-        "zero_mean": "none",
-        "embedding_norm": "none",
-        "head_bias": False,
-    }
-    assert changes.keys() <= values.keys()
-    return SimpleNamespace(**(values | changes))
+def config(**changes: Any) -> Seq2SeqConfig:
+    """Return a small encoder-decoder's config."""
+    return Seq2SeqConfig(**(SIZES | {"encoder_layers": 2, "decoder_layers": 2} | changes))
 
 
 def model_of(**changes: Any) -> Seq2Seq:
-    """An encoder-decoder, the same for the same changes."""
+    """Build an encoder-decoder, the same for the same changes."""
     torch.manual_seed(0)
     return build_model(config(**changes), VOCAB)
 
 
-def language_config(**changes: Any) -> SimpleNamespace:
-    """A language recipe's model section; ``layers`` are the translation model's decoder layers."""
-    own = {"layers": 2, "kv_heads": None, "rotary_base": 10000.0, "positions": "rotary"}
-    own |= {key: changes.pop(key) for key in own if key in changes}
-    values = vars(config(**changes)) | own
-    values["tie"] = values["tie"] not in ("none", False)
-    for key in ("encoder_layers", "decoder_layers", "word_dropout"):
-        del values[key]
-    return SimpleNamespace(**values)
+def language_config(**changes: Any) -> CausalLMConfig:
+    """Return a small decoder's config."""
+    return CausalLMConfig(**(SIZES | {"layers": 2} | changes))
 
 
-def causal_of(tie: str = "all", **changes: Any) -> CausalLM:
-    """A decoder-only model, the same for the same changes."""
+def causal_of(tie: str | bool = True, **changes: Any) -> CausalLM:
+    """Build a decoder-only model, the same for the same changes; ``tie`` none unties it."""
     torch.manual_seed(0)
-    return build_language_model(language_config(tie=tie, **changes), VOCAB)
+    changes["tie"] = tie not in ("none", False)
+    return build_model(language_config(**changes), VOCAB)
 
 
 def batch(sizes: list[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_folder as write_whole
 from normtrain.hf import load_into, read_folder, write_folder
-from normtrain.models import build_language_model
+from normtrain.models import build_model
 
 UNWRITABLE: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"norm": "layernorm"}, "model.norm is layernorm (at decoder.layers.0.attention"),
@@ -288,7 +288,7 @@ def test_weights_into_a_model_of_other_norms(
     values: dict[str, Any], loaded: int, fresh: int, dropped: int
 ) -> None:
     source = our_model(section(**(MODELS["gpt2"] | LAYERS)))
-    model = build_language_model(section(**(MODELS["gpt2"] | LAYERS | values)), bpe().vocab_size)
+    model = build_model(section(**(MODELS["gpt2"] | LAYERS | values)), bpe().vocab_size)
     report = load_into(model, source.state_dict())
     assert (len(report.loaded), len(report.fresh), len(report.dropped)) == (loaded, fresh, dropped)
     state = model.state_dict()
@@ -298,10 +298,8 @@ def test_weights_into_a_model_of_other_norms(
 
 def test_weights_into_a_model_of_another_size() -> None:
     source = our_model(section(**(MODELS["gpt2"] | LAYERS)))
-    wide = build_language_model(
-        section(**(MODELS["gpt2"] | LAYERS | {"d_ff": 99})), bpe().vocab_size
-    )
-    deep = build_language_model(section(**(MODELS["gpt2"] | {"layers": 2})), bpe().vocab_size)
+    wide = build_model(section(**(MODELS["gpt2"] | LAYERS | {"d_ff": 99})), bpe().vocab_size)
+    deep = build_model(section(**(MODELS["gpt2"] | {"layers": 2})), bpe().vocab_size)
     with pytest.raises(UserError, match=r"feed_forward.inner.weight has shape \(40, 32\)"):
         load_into(wide, source.state_dict())
     with pytest.raises(UserError, match="is missing"):

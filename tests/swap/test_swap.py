@@ -95,10 +95,10 @@ def test_our_own_norms_are_replaced_too() -> None:
 
 def test_a_model_of_this_package_knows_its_norms() -> None:
     from normtrain.models import CausalLM, norm_sites
-    from normtrain.models.blocks import LayerConfig
+    from normtrain.models.config import CausalLMConfig
 
-    config = LayerConfig(d_model=8, heads=2, d_ff=12, norms=NormRules.of("layernorm"))
-    model = CausalLM(config, 11, layers=2, positions="learned", max_positions=9)
+    config = CausalLMConfig(norm="layernorm", d_model=8, heads=2, d_ff=12, layers=2)
+    model = CausalLM(config, 11)
     swap_norms(model, [("*", "rmsnorm"), ("decoder.norm", "adanorm")])
     built = {name: str(model.norms.spec_for(name)) for name in norm_sites(model)}
     assert built == {name: model.get_submodule(name).spec for name in norm_sites(model)}

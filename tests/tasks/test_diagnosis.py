@@ -223,7 +223,7 @@ def test_another_process_whose_numbers_are_none_is_named(monkeypatch: pytest.Mon
     model = nn.Linear(2, 1)
     watch = UpdateWatch(lambda x, i: model(x).mean(), model)
     theirs = Finding(True, "layer gave the first number that is none")
-    monkeypatch.setattr(module, "_over_ranks", lambda mine: [mine, theirs])
+    monkeypatch.setattr(module, "all_gather", lambda mine: [mine, theirs])
     watch.begin(torch.ones(1, 2), 0)
     watch.note(torch.tensor(1.0))
     optimizer = SimpleNamespace(defaults={})

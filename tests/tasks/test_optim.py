@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from normtrain.config.tasks import TranslationModel
 from normtrain.models import build_model
+from normtrain.models.config import Seq2SeqConfig
 from normtrain.norms import norm_names
 from normtrain.tasks.optim import (
     SCHEDULES,
@@ -25,7 +25,7 @@ from normtrain.tasks.optim import (
 @pytest.mark.parametrize("tie", ["all", "decoder", "none"])
 def test_only_projection_matrices_decay(norm: str, tie: str) -> None:
     sizes = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 1, "decoder_layers": 1}
-    model = build_model(TranslationModel(norm=norm, tie=tie, qk_norm=norm, **sizes), 31)
+    model = build_model(Seq2SeqConfig(norm=norm, tie=tie, qk_norm=norm, **sizes), 31)
     decayed, free = parameter_groups(model, 0.3)
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.3, 0.0)
     names = {id(p): n for n, p in model.named_parameters(remove_duplicate=False)}

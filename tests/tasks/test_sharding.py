@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from normtrain.config.recipe import resolve
-from normtrain.models import build_language_model
+from normtrain.models import build_model
 from normtrain.tasks.sharding import (
     hold_whole,
     scale_gradients,
@@ -31,7 +31,7 @@ SIZES = ("d_model=16", "heads=2", "layers=2", "d_ff=24", "dropout=0", "tie=true"
 def model() -> Any:
     recipe: Any = resolve("lm", overrides=[f"model.{size}" for size in SIZES])
     torch.manual_seed(0)
-    return build_language_model(recipe.model, 50)
+    return build_model(recipe.model, 50)
 
 
 def loss(module: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -83,10 +83,8 @@ def nats(run: Path, split: str, context: int) -> tuple[float, int]:
     """The split's loss by the definition: each token from the ``context`` ones before it."""
     checkpoint = read_checkpoint(run)
     model = checkpoint.model().double()
-    module = LanguageData(
-        source=checkpoint.recipe.data.source, tokenizer="byte", window=16, max_tokens=64,
-        given_tokenizer=checkpoint.tokenizer, splits=[split],
-    )  # fmt: skip
+    data = checkpoint.recipe.data
+    module = LanguageData(data, tokenizer=checkpoint.tokenizer, splits=[split])
     module.setup()
     ids = [checkpoint.tokenizer.eos, *map(int, module.encoded[split].tokens)]
     total = 0.0

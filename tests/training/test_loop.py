@@ -135,14 +135,7 @@ def test_freed_memory_is_kept_on_linux() -> None:
 
 
 def first_batches(recipe: Any, batches: int, rank: int = 0, world: int = 1) -> list[Any]:
-    data = TranslationData(
-        recipe.data.source,
-        max_tokens=recipe.data.max_tokens,
-        max_length=recipe.data.max_length,
-        vocab_size=recipe.data.vocab_size,
-        seed=recipe.train.seed,
-        total_batches=batches,
-    )
+    data = TranslationData(recipe.data, seed=recipe.train.seed, total_batches=batches)
     data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
     return list(data.train_dataloader())
 

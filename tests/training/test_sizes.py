@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import assert_failure, assert_misuse, assert_nothing_left, fit_words
 
-from normtrain.training.kinds import kind_of
+from normtrain.tasks.base import task_of
 
 HUGE = {"model_d_ff": 2**31 - 1, "model_d_model": 2**20, "model_heads": 1}
 
@@ -38,6 +38,6 @@ def test_memory_that_ends_while_the_model_is_built(
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(type(kind_of(tiny_recipe())), "task", full)
+    monkeypatch.setattr(type(task_of(tiny_recipe())), "task", full)
     result = command(*fit_words(corpus_folder, Path("run")))
     assert_failure(result, "out of memory building the model; lower model.d_model")

@@ -1,1 +1,81 @@
-"""Language modelling: data, module, metrics, sampling, evaluation."""
+"""Language modelling by a decoder: recipe, data, module, sampling, metrics, evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normtrain.tasks.base import Card, Evaluation, EvaluationRequest, Metric, Task, TrainedModel
+from normtrain.tasks.language.config import LanguageRecipe
+
+__all__ = ["TASK", "LanguageModelling"]
+
+
+class LanguageModelling(Task):
+    """The task `language`; heavy modules are imported when a method needs them."""
+
+    name = "language"
+    metrics = (Metric("perplexity", "min", "perplexity {:.2f} a token"),)
+    card = Card(
+        front=("pipeline_tag: text-generation",),
+        title="a language model",
+        scores={
+            "stride": ("stride", "{}"),
+            "perplexity": ("perplexity", "{:.2f}"),
+            "bits_per_byte": ("bits per byte", "{:.4f}"),
+        },
+    )
+    command = "generate"
+    evaluation_options = ("stride", "batch_size")
+    formats = ("llama", "qwen3", "gpt2")
+    recipe_type = LanguageRecipe
+
+    def corpora(self) -> list[str]:
+        """Return the names of the corpora."""
+        from normtrain.tasks.language.corpora import text_names
+
+        return text_names()
+
+    def data(
+        self, recipe: LanguageRecipe, *, revision: str | None, tokenizer: Any, total_batches: int
+    ) -> Any:
+        """Build the data module of a run."""
+        from normtrain.tasks.language.data import LanguageData
+
+        return LanguageData(
+            recipe.data,
+            revision=revision,
+            tokenizer=tokenizer,
+            seed=recipe.train.seed,
+            total_batches=total_batches,
+        )
+
+    def module(self, recipe: LanguageRecipe, tokenizer: Any, **options: Any) -> Any:
+        """Build the LightningModule."""
+        from normtrain.tasks.language.module import LanguageModule
+
+        return LanguageModule(recipe, tokenizer, **options)
+
+    def model(self, config: Any, vocab_size: int) -> Any:
+        """Build the decoder."""
+        from normtrain.models import build_model
+
+        return build_model(config, vocab_size)
+
+    def tokenizer(self, text: str) -> Any:
+        """Read a tokenizer's JSON."""
+        from normtrain.data.tokenizers.build import tokenizer_from_json
+
+        return tokenizer_from_json(text)
+
+    def vocab_size(self, recipe: LanguageRecipe) -> int | None:
+        """Return the most ids that the tokenizer can have; None where only the text tells."""
+        return recipe.data.most_ids
+
+    def evaluate(self, trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
+        """Measure the perplexity of a split."""
+        from normtrain.tasks.language.evaluate import evaluate
+
+        return evaluate(trained, request)
+
+
+TASK = LanguageModelling()

@@ -13,6 +13,7 @@ from normtrain.data.base import CorpusData
 from normtrain.data.tokenizers.build import cached_text_tokenizer
 from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.errors import UserError
+from normtrain.tasks.language.config import LanguageDataConfig
 from normtrain.tasks.language.corpora import TextCorpus, load_text
 from normtrain.tasks.language.encoding import EncodedText, encode_text
 from normtrain.tasks.language.windows import (
@@ -29,26 +30,21 @@ class LanguageData(CorpusData[EncodedText]):
     Use it with ``Trainer(use_distributed_sampler=False)``: batches are sliced by rank here.
 
     Args:
-        source: a corpus name, ``hf:owner/name``, a folder or a file (see `load_text`).
+        config: the ``data`` section of the recipe.
+        source: another corpus than the config's (see `load_text`).
         revision: pins a dataset of the Hub.
-        tokenizer: its kind: ``"bpe"``, ``"word"``, ``"byte"`` or ``"char"``.
-        vocab_size: ids of the tokenizer, at most; None takes all words or characters.
-        window: input tokens of a window.
-        max_tokens: input tokens of a batch, at most.
-        document_mark: put the tokenizer's `eos` between documents (see `encode_text`).
-        workers: loader processes; 0 assembles batches in the training process.
+        tokenizer: that of the checkpoint, when resuming or evaluating; None trains one on the
+            training split.
         seed: decides the order of batches.
         total_batches: batches of the whole run, over all ranks; None takes one epoch.
         cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
-        given_tokenizer: the one of the checkpoint, when resuming or evaluating; else one is
-            trained on the training split.
         splits: which splits to load; None takes train, valid and, where there is one, test.
 
     Attributes:
         corpus: the `TextCorpus`, after `setup`.
         tokenizer: the `TextTokenizer`, after `setup`.
         encoded: `EncodedText` by split, after `setup`.
-        report: sentences on what was loaded and cut; nothing is printed here.
+        report: sentences on what was loaded and cut, for the log.
     """
 
     corpus: TextCorpus
@@ -56,30 +52,28 @@ class LanguageData(CorpusData[EncodedText]):
 
     def __init__(
         self,
-        source: str,
+        config: LanguageDataConfig,
+        *,
+        source: str | None = None,
         revision: str | None = None,
-        tokenizer: str = "bpe",
-        vocab_size: int | None = 8000,
-        window: int = 256,
-        max_tokens: int = 4096,
-        document_mark: bool = True,
-        workers: int = 0,
+        tokenizer: TextTokenizer | None = None,
         seed: int = 1,
         total_batches: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        given_tokenizer: TextTokenizer | None = None,
         splits: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(source, workers=workers, seed=seed, total_batches=total_batches)
-        self.revision = revision
-        self.kind = tokenizer
-        self.vocab_size = vocab_size
-        self.window = window
-        self.max_tokens = max_tokens
-        self.document_mark = document_mark
-        self.cache_dir = cache_dir
-        self.splits = splits
-        self._given_tokenizer = given_tokenizer
+        super().__init__(
+            source or config.source,
+            workers=config.workers,
+            seed=seed,
+            total_batches=total_batches,
+        )
+        self.config, self.revision = config, revision
+        self.kind, self.window, self.max_tokens = config.tokenizer, config.window, config.max_tokens
+        self.vocab_size = config.most_ids if self.kind == "bpe" else config.vocab_size
+        self.document_mark = config.document_mark
+        self.cache_dir, self.splits = cache_dir, splits
+        self._given_tokenizer = tokenizer
 
     def setup(self, stage: str | None = None) -> None:
         """Load, tokenize and encode; a second call changes nothing.

@@ -1,106 +1,75 @@
-"""How well a language model knows a text: perplexity and bits, with how they were obtained."""
+"""Measure the perplexity of a text, and its bits per byte and character."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
 
-from normtrain.config.recipe import LanguageRecipe
 from normtrain.errors import UserError
 from normtrain.models import CausalLM
+from normtrain.tasks.base import Evaluation, EvaluationRequest, TrainedModel
+from normtrain.tasks.language.config import LanguageRecipe
 from normtrain.tasks.language.data import LanguageData
-from normtrain.tasks.language.module import next_tokens
+from normtrain.tasks.language.module import next_tokens, perplexity
 from normtrain.tasks.loss import summed_loss
-from normtrain.tasks.ranks import Tally
-from normtrain.training.checkpoint import Checkpoint
-from normtrain.training.results import Results
-from normtrain.training.together import Place
+from normtrain.tasks.tally import Tally
 
 
-def measure(
-    target: Path,
-    checkpoint: Checkpoint,
-    model: CausalLM,
-    *,
-    split: str,
-    data: str | None,
-    stride: int | None,
-    batch_size: int | None,
-    place: Place,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, Any]:
-    """Score every token of a split once and write the result into the run folder.
+def evaluate(trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
+    """Score every token of a split once; see `Task.evaluate`.
 
-    Windows of the recipe's ``data.window`` tokens are moved on by ``stride``: each window's last
-    ``stride`` tokens are scored, with those before them as context. The first token of the text
-    has an end of text before it.
-
-    Args:
-        target: what the user named: a run folder or a checkpoint file.
-        checkpoint: read from there.
-        model: its model, on its device.
-        split: ``train``, ``valid``, ``test``, or any other of the corpus.
-        data: another corpus than the run's.
-        stride: by default the whole window, which is quickest and gives the least context.
-        batch_size: windows at once; it changes no result beyond the last digits.
-        place: which process this is: it scores its share of the windows.
-        progress: called with batches of windows done and in all.
+    Windows of the recipe's ``data.window`` tokens advance by the option ``stride``: each window's
+    last ``stride`` tokens are scored, with those before them as context. The first token of the
+    text has an end of text before it. The option ``batch_size`` is the number of windows at once
+    and changes no result beyond rounding.
 
     Returns:
-        Plain values. ``loss`` is in nats a token, ``perplexity`` of a token. ``word_perplexity``
-        spreads the same nats over the text's words and line ends, as is published for WikiText
-        and the Penn Treebank; ``bits_per_byte`` and ``bits_per_character`` over its UTF-8.
+        ``loss`` in nats a token, ``perplexity`` of a token; ``word_perplexity`` spreads the same
+        nats over the words and line ends of the text, as is published for WikiText and the Penn
+        Treebank; ``bits_per_byte`` and ``bits_per_character`` over its UTF-8.
 
     Raises:
-        ValueError: for a corpus or a stride that can't be used.
+        UserError: the corpus or the stride cannot be used.
     """
-    recipe = cast(LanguageRecipe, checkpoint.recipe)
-    if stride is not None and not 1 <= stride <= recipe.data.window:
-        raise UserError(
-            f"--stride is from 1 to the recipe's data.window ({recipe.data.window}), not {stride}"
-        )
-    module = _loaded(checkpoint, recipe, split, data)
-    loader = module.evaluation_loader(
-        split, stride=stride, batch_size=batch_size, rank=place.rank, world=place.world
-    )
-    nats = Tally(_summed(model, loader, progress)).over_ranks(place.device).loss
-    window = recipe.data.window
-    used = stride or window
-    found = {**_numbers(nats, module.encoded[split].counts), "window": window, "stride": used}
-    parts = [] if used == window else [f"stride{used}"]
-    return Results(target, checkpoint, write=place.first).write(
-        found, data=data, split=split, parts=parts, corpus=module.corpus.provenance
-    )
-
-
-def _loaded(
-    checkpoint: Checkpoint, recipe: LanguageRecipe, split: str, data: str | None
-) -> LanguageData:
-    """The split, encoded by the checkpoint's tokenizer."""
+    recipe = cast(LanguageRecipe, trained.recipe)
+    window, stride = recipe.data.window, request.options.get("stride")
+    if stride is not None and not 1 <= stride <= window:
+        raise UserError(f"--stride must be from 1 to data.window ({window}), got {stride}")
     module = LanguageData(
-        source=data or recipe.data.source,
-        revision=checkpoint.data["revision"] if data is None else None,
-        tokenizer=recipe.data.tokenizer,
-        window=recipe.data.window,
-        max_tokens=recipe.data.max_tokens,
-        document_mark=recipe.data.document_mark,
-        given_tokenizer=checkpoint.tokenizer,
-        splits=[split],
+        recipe.data,
+        source=request.data,
+        revision=trained.data["revision"] if request.data is None else None,
+        tokenizer=trained.tokenizer,
+        splits=[request.split],
     )
     module.setup()
-    return module
+    loader = module.evaluation_loader(
+        request.split,
+        stride=stride,
+        batch_size=request.options.get("batch_size"),
+        rank=request.rank,
+        world=request.world,
+    )
+    share = _summed_nats(cast(CausalLM, trained.model), loader, request.progress)
+    nats = Tally(share).over_ranks(request.device).loss
+    used = stride or window
+    return Evaluation(
+        scores={**_scores(nats, module.encoded[request.split].counts), "window": window,
+                "stride": used},
+        corpus=module.corpus.provenance,
+        variant=[] if used == window else [f"stride{used}"],
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def _summed(
+def _summed_nats(
     model: CausalLM, loader: DataLoader[Any], progress: Callable[[int, int], None] | None
 ) -> float:
-    """Nats of a process' share of the split."""
+    """Return the nats of this rank's share of the split."""
     device, total = model.head.weight.device, 0.0
     for done, batch in enumerate(loader, start=1):
         inputs, targets = next_tokens({key: value.to(device) for key, value in batch.items()})
@@ -110,16 +79,12 @@ def _summed(
     return total
 
 
-def _numbers(nats: float, counts: Any) -> dict[str, Any]:
-    def perplexity(count: int) -> float:
-        share = nats / count
-        return math.exp(share) if share < 700 else math.inf
-
+def _scores(nats: float, counts: Any) -> dict[str, Any]:
     bits = nats / math.log(2)
     return {
         "loss": nats / counts.tokens,
-        "perplexity": perplexity(counts.tokens),
-        "word_perplexity": perplexity(counts.words + counts.lines),
+        "perplexity": perplexity(nats / counts.tokens),
+        "word_perplexity": perplexity(nats / (counts.words + counts.lines)),
         "bits_per_byte": bits / counts.bytes,
         "bits_per_character": bits / counts.characters,
         "tokens": counts.tokens,

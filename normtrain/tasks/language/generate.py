@@ -1,20 +1,19 @@
-"""Text from a language model, piece by piece as it is written."""
+"""Continue a prompt, piece by piece as the text is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import cast
 
-from normtrain.config.recipe import LanguageRecipe
 from normtrain.errors import UserError
 from normtrain.models import CausalLM
+from normtrain.tasks.base import TrainedModel
+from normtrain.tasks.language.config import LanguageRecipe
 from normtrain.tasks.language.sampling import generate as generate_ids
-from normtrain.training.evaluating import ready
 
 
 def generate(
-    target: Path,
+    trained: TrainedModel,
     prompt: str = "",
     *,
     max_tokens: int | None = None,
@@ -24,32 +23,30 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
-    """Go on with a prompt.
+    """Continue a prompt.
 
     Args:
-        target: a run folder (its best checkpoint, else its last) or a checkpoint file.
-        prompt: the beginning of the text; empty begins a new text.
-        max_tokens: tokens to write at most; by default the recipe's ``decode.max_length``.
+        trained: the model.
+        prompt: the start of the text; empty starts a new text.
+        max_tokens: most tokens to write; by default the recipe's ``decode.max_length``.
         temperature: by default the recipe's, as the next two; 0 takes the likeliest token.
-        top_k: only the k likeliest tokens.
-        top_p: only the smallest set of tokens of that probability.
-        seed: the same text again for the same seed; None writes another one each time.
-        stop: writing ends before the first of these texts.
+        top_k: sample from the k likeliest tokens.
+        top_p: sample from the smallest set of tokens of that probability.
+        seed: the same seed gives the same text; None gives another one each time.
+        stop: end before the first of these texts.
 
     Yields:
-        Pieces of the text after the prompt; together they are it.
+        Pieces of the text after the prompt; joined they are the text.
 
     Raises:
-        ValueError: for a checkpoint that can't be used, or settings out of range; before the
-            first piece.
+        UserError: a setting is out of range; before the first piece.
     """
     if any(not text for text in stop):
-        raise UserError("--stop takes a text, and not an empty one")
-    checkpoint, model = ready(Path(target), "language")
-    tokenizer, decode = checkpoint.tokenizer, cast(LanguageRecipe, checkpoint.recipe).decode
+        raise UserError("--stop must be a text that is not empty")
+    tokenizer, decode = trained.tokenizer, cast(LanguageRecipe, trained.recipe).decode
     given = tokenizer.encode(prompt)
     ids = generate_ids(
-        cast(CausalLM, model),
+        cast(CausalLM, trained.model),
         given or [tokenizer.eos],
         max_tokens=decode.max_length if max_tokens is None else max_tokens,
         temperature=decode.temperature if temperature is None else temperature,
@@ -64,15 +61,14 @@ def generate(
 def pieces(
     decode: Callable[[Sequence[int]], str], before: Sequence[int], ids: Iterable[int]
 ) -> Iterator[str]:
-    """Text as its tokens come; a character is held back until its last byte is there.
+    """Yield the text of ids as they come; a character waits for its last byte.
 
     Args:
         decode: ids to text.
-        before: the ids that come before, whose text is not given.
-        ids: those whose text is wanted.
+        before: the ids of the prompt, whose text is not yielded.
+        ids: those whose text is yielded.
     """
-    # Text is decoded from a token on that is known to be whole, since a token's text can depend on
-    # the one before it.
+    # A token's text can depend on the token before, so decoding starts at a whole character.
     window, shown = list(before[-8:]), decode(before[-8:])
     for each in ids:
         window.append(each)
@@ -88,11 +84,11 @@ def pieces(
 
 
 def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """The texts up to the first stop text, which may lie across several of them.
+    """Yield texts up to the first stop text, which may span several of them.
 
     Args:
         texts: pieces of one text.
-        stop: what ends it; left out of what is given.
+        stop: what ends it; not yielded.
     """
     held, longest = "", max(map(len, stop), default=0)
     for text in texts:
@@ -101,7 +97,7 @@ def until(texts: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
         if found:
             yield held[: min(found)]
             return
-        # what could still be the beginning of a stop text stays
+        # the end could still be the start of a stop text
         safe = max(0, len(held) - max(0, longest - 1))
         if safe:
             yield held[:safe]

@@ -1,43 +1,22 @@
-"""Language modelling as a LightningModule: loss on packed windows, perplexity on held-out text."""
+"""Train and validate a language model on windows of running text."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from normtrain.config.recipe import LanguageRecipe
-from normtrain.models import CausalLM, build_language_model
-from normtrain.tasks.base import TextTokenizer, TrainingTask
+from normtrain.models import CausalLM, build_model
+from normtrain.tasks.base import TaskTokenizer
+from normtrain.tasks.language.config import LanguageRecipe
 from normtrain.tasks.loss import NONE, summed_loss, training_loss
-from normtrain.tasks.ranks import Tally
-
-
-@dataclass
-class LanguageValidation:
-    """What the last validation found."""
-
-    loss: float = float("nan")
-
-    @property
-    def perplexity(self) -> float:
-        """Of a token."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
-
-    def metrics(self) -> dict[str, float]:
-        """Loss and perplexity of a token."""
-        return {"val_loss": self.loss, "val_perplexity": self.perplexity}
-
-    def lines(self) -> list[str]:
-        """One line."""
-        return [f"validation loss {self.loss:.4f}, perplexity {self.perplexity:.2f} a token"]
+from normtrain.tasks.module import TaskModule
 
 
 def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a model reads, and what it is to say.
+    """Split a batch into inputs and targets.
 
     Args:
         batch: ``tokens`` (batch, window + 1) int64 and, in evaluation, ``scored`` (batch, window)
@@ -53,69 +32,48 @@ def next_tokens(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return inputs, targets
 
 
-class LanguageTask(TrainingTask):
-    """Trains and validates a decoder on windows of running text.
+def perplexity(loss: float) -> float:
+    """Return the exponential of a loss in nats, Inf where it overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+class LanguageModule(TaskModule):
+    """Trains a decoder on windows of running text.
 
     Args:
         recipe: every choice of the run.
         tokenizer: text to token ids and back.
-        about: what checkpoints shall also carry, plain values by name: the data, the machine.
-        compile_model: run the training forward pass through ``torch.compile``.
-        update_batches: batches of one optimizer step, over all processes.
+        options: as for `TaskModule`.
 
     Raises:
-        ValueError: if the recipe asks for a model that can't be built.
+        ValueError: the recipe asks for a model that cannot be built.
     """
 
     model: CausalLM
     recipe: LanguageRecipe
 
-    def __init__(
-        self,
-        recipe: LanguageRecipe,
-        tokenizer: TextTokenizer,
-        *,
-        about: dict[str, Any] | None = None,
-        compile_model: bool = False,
-        update_batches: int = 1,
-    ) -> None:
-        model = build_language_model(recipe.model, tokenizer.vocab_size)
-        super().__init__(
-            recipe,
-            tokenizer,
-            model,
-            about=about,
-            compile_model=compile_model,
-            update_batches=update_batches,
-        )
-        self.validation = LanguageValidation()
+    def __init__(self, recipe: LanguageRecipe, tokenizer: TaskTokenizer, **options: Any) -> None:
+        model = build_model(recipe.model, tokenizer.vocab_size)
+        super().__init__(recipe, tokenizer, model, **options)
 
     @staticmethod
     def count_targets(batch: dict[str, Tensor]) -> Tensor:
-        """All of a window's tokens but the first."""
+        """Count all tokens of the windows but the first of each."""
         tokens = batch["tokens"]
         return torch.tensor(tokens.size(0) * (tokens.size(1) - 1), device=tokens.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of one batch, nats a token."""
-        self.batch_shape = {"tokens": tuple(batch["tokens"].shape)}
+    def batch_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the mean cross-entropy of one batch, nats a token."""
         inputs, targets = next_tokens(batch)
         hidden = self._hidden(inputs)
         matrix, bias = self.model.output_matrix(), self.model.head.bias
-        loss = training_loss(hidden, matrix, targets, self.recipe.optim.label_smoothing, bias)
-        return self._weighted(loss, batch)
+        return training_loss(hidden, matrix, targets, self.recipe.optim.label_smoothing, bias)
 
-    def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
-        self._tally = Tally()
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add one batch's cross-entropy, without smoothing, to the tally."""
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Return the summed cross-entropy of the scored tokens, and their number."""
         inputs, targets = next_tokens(batch)
-        self._tally.loss += float(summed_loss(self.model(inputs), targets))
-        self._tally.tokens += int(batch["scored"].sum())
+        return summed_loss(self.model(inputs), targets), int(batch["scored"].sum())
 
-    def on_validation_epoch_end(self) -> None:
-        """Report the loss a token over the whole split and all ranks."""
-        self.validation = LanguageValidation(self._tally.over_ranks(self.device).mean)
-        self._log_validation()
+    def validation_metrics(self, loss: float) -> dict[str, float]:
+        """Return the perplexity of a token."""
+        return {"perplexity": perplexity(loss)}

@@ -15,6 +15,7 @@ from normtrain.tasks.translation.batching import (
     TokenBatches,
     TranslationBatches,
 )
+from normtrain.tasks.translation.config import TranslationDataConfig
 from normtrain.tasks.translation.corpora import Corpus, load_corpus
 from normtrain.tasks.translation.encoding import EncodedPairs, cached_tokenizer, encode_pairs
 from normtrain.tasks.translation.tokenizer import Tokenizer
@@ -26,24 +27,20 @@ class TranslationData(CorpusData[EncodedPairs]):
     Use it with ``Trainer(use_distributed_sampler=False)``: batches are sliced by rank here.
 
     Args:
-        source: a corpus name, ``hf:owner/name`` or a folder (see `load_corpus`).
+        config: the ``data`` section of the recipe.
         revision: pins a dataset of the Hub.
-        max_tokens: padded positions of a batch, at most, on its longer side.
-        max_length: positions of a sentence, its EOS included; longer training pairs are dropped.
-        vocab_size: ids of the joint tokenizer, at most.
-        workers: loader processes; 0 assembles batches in the training process.
+        tokenizer: that of the checkpoint, when resuming or evaluating; None trains one on the
+            training split.
         seed: decides the order of batches.
         total_batches: batches of the whole run, over all ranks; None takes one epoch.
         cache_dir: where encodings are kept (see `normtrain.data.cache.cache_root`).
-        tokenizer: the one of the checkpoint, when resuming or evaluating; else one is trained on
-            the training split.
-        splits: which splits to load; None takes train, valid and, where there is one, test.
+        splits: which splits to load; None takes all.
 
     Attributes:
         corpus: the `Corpus`, after `setup`.
         tokenizer: the `Tokenizer`, after `setup`.
         encoded: `EncodedPairs` by split, after `setup`.
-        report: sentences on what was loaded, dropped and cut; nothing is printed here.
+        report: sentences on what was loaded, dropped and cut, for the log.
     """
 
     corpus: Corpus
@@ -51,25 +48,22 @@ class TranslationData(CorpusData[EncodedPairs]):
 
     def __init__(
         self,
-        source: str,
+        config: TranslationDataConfig,
+        *,
         revision: str | None = None,
-        max_tokens: int = 4096,
-        max_length: int = 128,
-        vocab_size: int = 8000,
-        workers: int = 0,
+        tokenizer: Tokenizer | None = None,
         seed: int = 1,
         total_batches: int | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
-        tokenizer: Tokenizer | None = None,
         splits: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(source, workers=workers, seed=seed, total_batches=total_batches)
-        self.revision = revision
-        self.max_tokens = max_tokens
-        self.max_length = max_length
-        self.vocab_size = vocab_size
-        self.cache_dir = cache_dir
-        self.splits = splits
+        super().__init__(
+            config.source, workers=config.workers, seed=seed, total_batches=total_batches
+        )
+        self.config, self.revision = config, revision
+        self.max_tokens, self.max_length = config.max_tokens, config.max_length
+        self.vocab_size = config.vocab_size
+        self.cache_dir, self.splits = cache_dir, splits
         self._given_tokenizer = tokenizer
 
     def setup(self, stage: str | None = None) -> None:
@@ -81,7 +75,13 @@ class TranslationData(CorpusData[EncodedPairs]):
         """
         if self.encoded:
             return
-        corpus = load_corpus(self.source, revision=self.revision, splits=self.splits)
+        corpus = load_corpus(
+            self.source,
+            source_lang=self.config.source_lang,
+            target_lang=self.config.target_lang,
+            revision=self.revision,
+            splits=self.splits,
+        )
         tokenizer = self._given_tokenizer
         if tokenizer is None:
             if "train" not in corpus.splits:

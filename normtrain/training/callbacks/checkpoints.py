@@ -16,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from normtrain.files import write_atomically
+from normtrain.tasks.base import Metric
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -71,13 +72,13 @@ class RunCheckpoints(Checkpoint):
         folder: where they go.
         every: optimizer steps between two.
         keep: numbered ones kept; older ones go.
-        best: ``"bleu"`` (higher is better) or ``"loss"``.
+        best: the metric of the best checkpoint.
         val_every: optimizer steps between two validations.
         max_steps: the run's last step, always saved.
     """
 
     def __init__(
-        self, folder: Path, *, every: int, keep: int, best: str, val_every: int, max_steps: int
+        self, folder: Path, *, every: int, keep: int, best: Metric, val_every: int, max_steps: int
     ) -> None:
         super().__init__()
         self.folder, self.every, self.keep, self.best = folder, every, keep, best
@@ -129,8 +130,8 @@ class RunCheckpoints(Checkpoint):
         """Save what was just validated; call it best if it is."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = float(trainer.callback_metrics[f"val_{self.best}"])
-        sign = 1.0 if self.best == "bleu" else -1.0
+        value = float(trainer.callback_metrics[self.best.column])
+        sign = 1.0 if self.best.mode == "max" else -1.0
         improved = math.isfinite(value) and (
             self.best_value is None or sign * value > sign * self.best_value
         )

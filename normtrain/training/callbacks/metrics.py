@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from torch import Tensor
 
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_text
-
-SCORES = ("val_bleu", "val_perplexity")
-"""What a validation finds besides the loss, by task; a file has a column for one of them."""
+from normtrain.tasks.base import LOSS, Metric
 
 
-def columns(score: str) -> tuple[str, ...]:
-    """The columns of a file, with one of `SCORES`."""
-    assert score in SCORES, score
+def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Return the columns of a task's ``metrics.csv``.
+
+    Args:
+        metrics: of the task, besides the loss.
+    """
     return (
-        *("step", "epoch", "train_loss", "val_loss", score, "learning_rate", "gradient_norm"),
-        *("tokens_per_second", "tokens", "seconds"),
+        *("step", "epoch", "train_loss"),
+        *(metric.column for metric in (LOSS, *metrics)),
+        *("learning_rate", "gradient_norm", "tokens_per_second", "tokens", "seconds"),
     )
 
 
@@ -38,12 +40,12 @@ class MetricsFile(Logger):
 
     Args:
         path: the file; made with its header where absent.
-        score: one of `SCORES`.
+        metrics: of the task, besides the loss.
     """
 
-    def __init__(self, path: Path, score: str = "val_bleu") -> None:
+    def __init__(self, path: Path, metrics: Sequence[Metric] = ()) -> None:
         super().__init__()
-        self.path, self.columns = path, columns(score)
+        self.path, self.columns = path, columns(metrics)
 
     @property
     def name(self) -> str:
@@ -62,7 +64,7 @@ class MetricsFile(Logger):
         Raises:
             ValueError: if the file is not one this class wrote.
         """
-        kept = [row for row in read_metrics(self.path) if int(row["step"]) <= step]
+        kept = [row for row in read_metrics(self.path, self.columns) if int(row["step"]) <= step]
         write_text(self.path, self._text([self._header, *kept]))
 
     @rank_zero_only
@@ -99,23 +101,28 @@ class MetricsFile(Logger):
         return out.getvalue()
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of a ``metrics.csv``; none where there is no file yet.
+def read_metrics(path: Path, expected: Sequence[str] | None = None) -> list[dict[str, str]]:
+    """Return the rows of a ``metrics.csv``; none where there is no file yet.
 
-    A last line without an end, as a kill in mid-write leaves it, is left out.
+    A last line without an end, as a kill while writing leaves it, is left out.
+
+    Args:
+        path: the file.
+        expected: its columns; None takes any.
 
     Raises:
-        ValueError: if the file has other columns, or a line that is no row.
+        UserError: the file has other columns, or a line is not a row.
     """
     if not path.exists():
         return []
     lines = path.read_bytes().decode("utf-8", "replace").split("\n")[:-1]
-    known = [columns(score) for score in SCORES]
-    if lines and tuple(lines[0].split(",")) not in known:
-        raise UserError(f"{path} is not a metrics file of this version: its first line differs")
+    if lines and expected is not None and lines[0] != ",".join(expected):
+        raise UserError(
+            f"{path} must have the columns {','.join(expected)}, got {lines[0][:200]!r}"
+        )
     for number, line in enumerate(lines[1:], start=2):
-        if line.count(",") != len(known[0]) - 1 or not line.partition(",")[0].isdecimal():
-            raise UserError(f"{path}, line {number} is not a row of metrics; take it out")
+        if line.count(",") != lines[0].count(",") or not line.partition(",")[0].isdecimal():
+            raise UserError(f"{path}, line {number} is not a row of metrics; remove it")
     return list(csv.DictReader(lines))
 
 
@@ -202,7 +209,7 @@ class Recorder(pl.Callback):
         # Lightning divides the loss it hands out by the number of accumulated batches. Summed over
         # the ranks before it is scaled, it is to the bit what one process adds up.
         total = sum(self._losses[1:], self._losses[0])
-        loss = float(trainer.strategy.reduce(total, reduce_op="mean") * pl_module.update_scale)
+        loss = float(trainer.strategy.reduce(total, reduce_op="mean") * pl_module.step_scale)
         for name, value in (("loss", loss), ("gradient", float(pl_module.gradient_norm))):
             if not math.isfinite(value):
                 raise RunError(
@@ -232,5 +239,7 @@ class Recorder(pl.Callback):
         """Report the validation and start the clock again."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             for logger in trainer.loggers:
-                logger.log_metrics(pl_module.validation.metrics(), trainer.global_step)
+                logger.log_metrics(
+                    {f"val_{k}": v for k, v in pl_module.validation.items()}, trainer.global_step
+                )
         self._started = time.perf_counter()

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from normtrain.ranks import is_first_process
+from normtrain.tasks.base import Task
 from normtrain.training.callbacks.metrics import Recorder
 
 
@@ -44,10 +45,11 @@ class ShowProgress(pl.Callback):
         max_steps: the run's last step.
         recorder: knows the latest numbers.
         say: prints.
+        known: the task, which knows how its metrics are logged.
     """
 
-    def __init__(self, max_steps: int, recorder: Recorder, say: Say) -> None:
-        self.max_steps, self.recorder, self.say = max_steps, recorder, say
+    def __init__(self, max_steps: int, recorder: Recorder, say: Say, known: Task) -> None:
+        self.max_steps, self.recorder, self.say, self.known = max_steps, recorder, say, known
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self._first: tuple[int, float] | None = None
@@ -100,10 +102,11 @@ class ShowProgress(pl.Callback):
         """Print what the validation found."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        first, *more = pl_module.validation.lines()
-        self.say(f"step {trainer.global_step}: {first}")
-        for line in more:
-            self.say(line)
+        found = [self.known.metric(name).log.format(value)
+                 for name, value in pl_module.validation.items()]  # fmt: skip
+        self.say(f"step {trainer.global_step}: validation {', '.join(found)}")
+        for sample in pl_module.samples:
+            self.say(sample)
 
     def _close(self) -> None:
         if self.bar is not None:

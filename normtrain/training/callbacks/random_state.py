@@ -9,6 +9,8 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from normtrain.ranks import all_gather
+
 
 def _state() -> dict[str, Any]:
     version, words, gauss = random.getstate()
@@ -66,11 +68,7 @@ class RandomState(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Store one state a rank, in rank order."""
-        states: list[Any] = [_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, _state())
-        checkpoint["random_state"] = states
+        checkpoint["random_state"] = all_gather(_state())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

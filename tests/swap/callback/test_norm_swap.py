@@ -245,10 +245,10 @@ def test_spawned_processes_are_refused_unless_swapped_before(
 
 
 def test_tasks_of_this_package_have_recipes_for_that(tiny_recipe: Any) -> None:
-    from normtrain.tasks.translation.module import TranslationTask
+    from normtrain.tasks.translation.module import TranslationModule
     from normtrain.tasks.translation.tokenizer import train_tokenizer
 
-    class Mine(TranslationTask):
+    class Mine(TranslationModule):
         """Still one."""
 
     recipe = tiny_recipe(norm="layernorm")

@@ -12,6 +12,7 @@ import torch
 from language_texts import write_folder
 
 from normtrain.errors import UserError
+from normtrain.tasks.language.config import LanguageDataConfig
 from normtrain.tasks.language.data import LanguageData
 
 
@@ -21,8 +22,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def data(folder: Path, **more: Any) -> LanguageData:
-    settings = {"vocab_size": 320, "window": 16, "max_tokens": 70, "cache_dir": folder.parent / "c"}
-    return LanguageData(str(folder), **{**settings, **more})
+    settings = {"vocab_size": 320, "window": 16, "max_tokens": 70}
+    keys = ("tokenizer", "vocab_size", "window", "max_tokens", "workers", "document_mark")
+    settings |= {key: more.pop(key) for key in keys if key in more}
+    if "given_tokenizer" in more:
+        more["tokenizer"] = more.pop("given_tokenizer")
+    config = LanguageDataConfig(source=str(folder), **settings)
+    return LanguageData(config, **({"cache_dir": folder.parent / "c"} | more))
 
 
 def tokens(loader: Any) -> list[torch.Tensor]:

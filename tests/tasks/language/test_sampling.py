@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from normtrain.errors import RunError, UserError
 from normtrain.models import CausalLM
-from normtrain.models.blocks import LayerConfig
-from normtrain.norms import NormRules
+from normtrain.models.config import CausalLMConfig
 from normtrain.tasks.language.sampling import filter_logits, generate
 
 VOCAB = 11
@@ -45,10 +44,11 @@ class Fixed(nn.Module):
         return self.table[tokens[:, -1:]]
 
 
-def lm(max_positions: int = 64, dropout: float = 0.0, **options: Any) -> CausalLM:
+def lm(**options: Any) -> CausalLM:
     torch.manual_seed(0)
-    config = LayerConfig(16, 2, 24, NormRules.of("rmsnorm"), kv_heads=1, dropout=dropout)
-    model = CausalLM(config, VOCAB, layers=2, max_positions=max_positions, **options)
+    sizes = {"d_model": 16, "heads": 2, "d_ff": 24, "kv_heads": 1, "layers": 2, "dropout": 0.0}
+    sizes |= {"max_positions": 64, "activation": "relu"} | options
+    model = CausalLM(CausalLMConfig(**sizes), VOCAB)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     return model

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from normtrain.config.tasks import TranslationModel
 from normtrain.errors import RunError, UserError
 from normtrain.models import Seq2Seq, build_model
+from normtrain.models.config import Seq2SeqConfig
 from normtrain.tasks.translation.decoding.beam import (
     Hypothesis,
     beam_search,
@@ -204,7 +204,7 @@ class Recomputed:
 def test_transformer_with_cache_equals_naive_search_without(beam: int) -> None:
     torch.manual_seed(4)
     sizes = {"d_model": 16, "heads": 2, "d_ff": 32, "encoder_layers": 2, "decoder_layers": 2}
-    model = build_model(TranslationModel(norm="rmsnorm", **sizes), 13).double().eval()
+    model = build_model(Seq2SeqConfig(norm="rmsnorm", **sizes), 13).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)

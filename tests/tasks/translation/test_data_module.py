@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from normtrain.errors import UserError
 from normtrain.models.token_ids import EOS
+from normtrain.tasks.translation.config import TranslationDataConfig
 from normtrain.tasks.translation.data import TranslationData
 
 LONG = "rất " * 60
@@ -33,14 +35,11 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def data(folder: Path, **more: object) -> TranslationData:
-    settings: dict[str, object] = {
-        "max_tokens": 90,
-        "max_length": 40,
-        "vocab_size": 5000,
-        "cache_dir": folder.parent / "cache",
-    }
-    return TranslationData(str(folder), **(settings | more))  # type: ignore[arg-type]
+def data(folder: Path, **more: Any) -> TranslationData:
+    settings: dict[str, Any] = {"max_tokens": 90, "max_length": 40, "vocab_size": 5000}
+    settings |= {key: more.pop(key) for key in ("max_tokens", "workers") if key in more}
+    config = TranslationDataConfig(source=str(folder), **settings)
+    return TranslationData(config, **({"cache_dir": folder.parent / "cache"} | more))
 
 
 def test_everything_is_there_after_setup(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from normtrain.config.recipe import Recipe, from_plain
-from normtrain.tasks.translation.module import TranslationTask
+from normtrain.tasks.translation.module import TranslationModule
 from normtrain.training import fit, read_checkpoint
 
 OPTIONS = {"embedding_norm": "fixnorm", "head_bias": True, "d_stream": 15, "zero_mean": "stream"}
@@ -22,7 +22,7 @@ def test_training_step_is_the_loss_of_the_models_logits(monkeypatch: pytest.Monk
     sizes = {"d_model": 16, "heads": 2, "d_ff": 24, "encoder_layers": 1, "decoder_layers": 1}
     recipe = from_plain({"name": "x", "model": {**sizes, **OPTIONS, "dropout": 0.0}})
     tokenizer: Any = SimpleNamespace(vocab_size=31)
-    task = TranslationTask(recipe, tokenizer)
+    task = TranslationModule(recipe, tokenizer)
     torch.nn.init.normal_(task.model.head.bias)
     names = ("source", "target_in", "target_out")
     batch = {name: torch.randint(4, 31, (3, 6)) for name in names}

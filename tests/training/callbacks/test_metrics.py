@@ -11,16 +11,18 @@ import pytest
 import torch
 
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.translation.module import TranslationTask
+from normtrain.tasks.base import Metric
+from normtrain.tasks.translation.module import TranslationModule
 from normtrain.training.callbacks.metrics import MetricsFile, Recorder, columns, read_metrics
 
-COLUMNS = columns("val_bleu")
+BLEU = (Metric("bleu", "max", "BLEU {:.2f}"),)
+COLUMNS = columns(BLEU)
 HEADER = ",".join(COLUMNS) + "\n"
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> MetricsFile:
-    made = MetricsFile(tmp_path / "metrics.csv")
+    made = MetricsFile(tmp_path / "metrics.csv", BLEU)
     for step in (1, 2, 3):
         made.log_metrics({"train_loss": step / 3, "tokens": step * 10, "other": 1.0}, step)
     made.log_metrics({"val_loss": 0.1, "val_bleu": 2.5}, 3)
@@ -59,7 +61,7 @@ def test_cut_forgets_what_came_after_a_checkpoint(file: MetricsFile) -> None:
 
 
 def test_cut_makes_the_file_where_there_is_none(tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = MetricsFile(tmp_path / "metrics.csv", BLEU)
     assert read_metrics(file.path) == []
     file.cut(7)
     assert file.path.read_text(encoding="utf-8") == HEADER
@@ -85,15 +87,15 @@ def test_a_kill_inside_the_first_line(file: MetricsFile) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"step,loss\n1,2\n", "first line differs"),
-        (b"\xff\xfe\x00\n", "first line differs"),
+        (b"step,loss\n1,2\n", "must have the columns"),
+        (b"\xff\xfe\x00\n", "must have the columns"),
         (HEADER.encode() + b"1,0,,,,,,,,\nhello\n", "line 3 is not a row"),
         (HEADER.encode() + b"x,0,,,,,,,,\n", "line 2 is not a row"),
         (HEADER.encode() + b"1,0,,,,,,,,,,,\n", "line 2 is not a row"),
     ],
 )
 def test_a_foreign_file_is_refused_and_kept(content: bytes, message: str, tmp_path: Path) -> None:
-    file = MetricsFile(tmp_path / "metrics.csv")
+    file = MetricsFile(tmp_path / "metrics.csv", BLEU)
     file.path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         file.cut(1)
@@ -129,8 +131,8 @@ class Steps:
     def train(self, recorder: Recorder, losses: list[float]) -> None:
         module: Any = SimpleNamespace(
             gradient_norm=torch.tensor(2.0),
-            update_scale=1.0,
-            count_targets=TranslationTask.count_targets,
+            step_scale=1.0,
+            count_targets=TranslationModule.count_targets,
         )
         for loss in losses:
             self.batches += 1
@@ -152,7 +154,7 @@ def test_the_recorder_sums_accumulated_losses_and_counts_real_tokens() -> None:
     assert all(row["tokens_per_second"] > 0 for _, row in trainer.rows)
     again = Recorder(log_every=2, accumulate=2)
     saved: dict[str, Any] = {}
-    module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0), update_scale=1.0)
+    module: Any = SimpleNamespace(gradient_norm=torch.tensor(2.0), step_scale=1.0)
     recorder.on_save_checkpoint(trainer, module, saved)
     again.on_load_checkpoint(trainer, trainer, saved)
     trainer.train(again, [1.0, 1.0, 1.0, 1.0])

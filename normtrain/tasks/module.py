@@ -1,0 +1,229 @@
+"""The LightningModule that every task extends: optimizer step, validation, checkpoints."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from normtrain.config.schema import Recipe
+from normtrain.models import norm_sites
+from normtrain.models.blocks import Stack
+from normtrain.models.embedding import TokenModel
+from normtrain.models.recompute import Recompute
+from normtrain.tasks.base import TaskTokenizer
+from normtrain.tasks.optim import build_optimizer, clip_gradients
+from normtrain.tasks.sharding import (
+    hold_whole,
+    scale_gradients,
+    shard,
+    sync_gradients,
+    whole_tensor,
+)
+from normtrain.tasks.tally import Tally
+from normtrain.tasks.updates import UpdateWatch
+
+FORMAT_VERSION = 1
+
+
+class TaskModule(pl.LightningModule):
+    """Trains a model over tokens; a task says what the loss of a batch is.
+
+    Subclasses define `count_targets`, `batch_loss` and `summed_loss`, and what `validation_metrics`
+    adds to the loss.
+
+    Args:
+        recipe: every choice of the run.
+        tokenizer: text to token ids and back.
+        model: what is trained.
+        about: what checkpoints also carry, plain values by name: the data, the devices.
+        compile_model: run the training forward pass through ``torch.compile``.
+        step_batches: batches of one optimizer step, over all ranks.
+
+    Attributes:
+        batch_shape: shapes of the last training batch, for the message when memory is short.
+        validation: the numbers of the last validation by name, the loss first.
+        samples: outputs of the last validation, for the log.
+        gradient_norm: of the last optimizer step, before clipping.
+        step_scale: what the last gradient was multiplied by, to be a mean over tokens.
+    """
+
+    model: TokenModel
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        tokenizer: TaskTokenizer,
+        model: TokenModel,
+        *,
+        about: dict[str, Any] | None = None,
+        compile_model: bool = False,
+        step_batches: int = 1,
+    ) -> None:
+        super().__init__()
+        self._step_batches = step_batches
+        self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
+        self.model = model
+        self._compiled: Callable[..., Tensor] | None = None
+        if recipe.train.activation_checkpointing:
+            recompute = Recompute(compile=compile_model)
+            for stack in (part for part in model.modules() if isinstance(part, Stack)):
+                stack.recompute = recompute
+        elif compile_model:
+            hidden = cast(Callable[..., Tensor], model.hidden)
+            self._compiled = torch.compile(hidden, dynamic=True)
+        self.batch_shape: dict[str, tuple[int, ...]] = {}
+        self.gradient_norm = torch.zeros(())
+        self.step_scale: Tensor | float = 1.0
+        self._step_tokens: Tensor | float = 0.0
+        self.validation: dict[str, float] = {}
+        self.samples: list[str] = []
+        self._tally = Tally()
+        self.updates = UpdateWatch(self._loss_again, model)
+
+    @staticmethod
+    @abstractmethod
+    def count_targets(batch: dict[str, Tensor]) -> Tensor:
+        """How many tokens of a batch are predicted; a scalar where the batch lies."""
+
+    @abstractmethod
+    def batch_loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the training loss of a batch: a mean over its targets."""
+
+    @abstractmethod
+    def summed_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+        """Return the cross-entropy of a validation batch, summed over its targets in nats, and
+        their number."""
+
+    def validation_metrics(self, loss: float) -> dict[str, float]:
+        """Return what a validation found besides the loss, by the names of the task's metrics."""
+        return {}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch, weighted by its tokens where a step has several batches.
+
+        A weighted loss comes divided by a constant; `configure_gradient_clipping` corrects it when
+        the number of tokens of the step is known.
+        """
+        self.batch_shape = {k: tuple(v.shape) for k, v in batch.items() if v.ndim == 2}
+        loss = self.batch_loss(batch)
+        if self._step_batches > 1:
+            tokens = self.count_targets(batch)
+            self._step_tokens = self._step_tokens + tokens
+            loss = loss * (tokens / self.recipe.data.max_tokens)
+        self.updates.note(loss)
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start to count."""
+        self._tally = Tally()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch's cross-entropy, without smoothing, to the tally."""
+        loss, targets = self.summed_loss(batch)
+        self._tally.loss += float(loss)
+        self._tally.tokens += targets
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the numbers of the whole split, over all ranks, for callbacks that watch one."""
+        loss = self._tally.over_ranks(self.device).mean
+        self.validation = {"loss": loss, **self.validation_metrics(loss)}
+        for name, value in self.validation.items():  # metrics.csv gets them unrounded elsewhere
+            self.log(f"val_{name}", value, logger=False, rank_zero_only=False)
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Keep what a second look at this batch would need.
+
+        Under FSDP2, share gradients only with the last batch of an update.
+        """
+        self.updates.begin(batch, batch_idx)
+        sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
+
+    def _loss_again(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """A batch's loss once more, layer by layer; for a run that can't go on."""
+        self._compiled = None  # no hook sees compiled layers
+        with self.trainer.precision_plugin.train_step_context():
+            return self.training_step(batch, batch_idx)
+
+    def _hidden(self, *inputs: Tensor) -> Tensor:
+        """The model's last vectors, by the compiled pass if there is one."""
+        hidden = self._compiled or cast(Callable[..., Tensor], self.model.hidden)
+        return hidden(*inputs)
+
+    def configure_model(self) -> None:
+        """Cut the weights over the processes where the strategy asks for it (FSDP2)."""
+        if self.device_mesh is not None:
+            shard(self.model, self.device_mesh["data_parallel"])
+
+    def on_validation_start(self) -> None:
+        """Under FSDP2, gather the weights: ranks have different numbers of batches."""
+        hold_whole(self.model, True)
+
+    def on_validation_end(self) -> None:
+        """Let go of them."""
+        hold_whole(self.model, False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with the recipe's schedule."""
+        return build_optimizer(self.model, self.recipe.optim, self.recipe.train.max_steps)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Finish the gradient of an update: weight it by tokens, then clip its norm.
+
+        Lightning's own clipping refuses fused optimizers.
+
+        Raises:
+            BrokenUpdate: the loss or the gradient is no number; the weights are those before it.
+        """
+        bad = self.updates.bad_losses(self.device)
+        if self._step_batches > 1:
+            # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
+            mine = torch.stack([cast(Tensor, self._step_tokens), bad])
+            tokens, bad = self.trainer.strategy.reduce(mine, reduce_op="sum")
+            self.step_scale = self._step_batches * self.recipe.data.max_tokens / tokens
+            scale_gradients(self.parameters(), self.step_scale)
+            self._step_tokens = 0.0
+        norm = clip_gradients(self.parameters(), self.recipe.optim.clip or float("inf"))
+        self.gradient_norm = whole_tensor(norm)
+        step = self.trainer.global_step + 1
+        self.updates.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)
+
+    @property
+    def _loss_scale(self) -> Tensor | float:
+        """What makes the sum of an update's losses its loss; Lightning has yet to divide them."""
+        return self.step_scale / self.trainer.accumulate_grad_batches
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only.
+
+        Raises:
+            BrokenUpdate: the weights are no numbers, and so aren't saved.
+        """
+        self.updates.settle()
+        self.updates.check_weights(self.trainer.global_step)
+        checkpoint["normtrain"] = checkpoint_section(
+            self.recipe, self.tokenizer, self.model, self.about
+        )
+
+
+def checkpoint_section(
+    recipe: Recipe, tokenizer: TaskTokenizer, model: TokenModel, about: dict[str, Any]
+) -> dict[str, Any]:
+    """What makes a checkpoint self-contained: recipe, tokenizer, norms, and ``about``."""
+    return {
+        "version": FORMAT_VERSION,
+        "recipe": recipe.plain(),
+        "tokenizer": tokenizer.to_json(),
+        "rules": model.norms.to_plain(),
+        "norms": {name: str(model.norms.spec_for(name)) for name in norm_sites(model)},
+        **about,
+    }
