@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from normtrain.config.schema import Recipe
     from normtrain.data.base import CorpusData
     from normtrain.models.embedding import TokenModel
-    from normtrain.tasks.module import TaskModule
 
 
 class TaskTokenizer(Protocol):
@@ -174,8 +173,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def module(self, recipe: Any, tokenizer: Any, **options: Any) -> TaskModule:
-        """Build the LightningModule; ``options`` are those of `TaskModule`."""
+    def module(self, recipe: Any, tokenizer: Any, **options: Any) -> Any:
+        """Build the `normtrain.tasks.module.TaskModule`; ``options`` are those of that class."""
 
     @abstractmethod
     def model(self, config: Any, vocab_size: int) -> TokenModel:
