@@ -38,9 +38,12 @@ def language_config(**changes: Any) -> CausalLMConfig:
 
 
 def causal_of(tie: str | bool = True, **changes: Any) -> CausalLM:
-    """Build a decoder-only model, the same for the same changes; ``tie`` none unties it."""
+    """Build a decoder-only model, the same for the same changes, those of `model_of` too."""
     torch.manual_seed(0)
     changes["tie"] = tie not in ("none", False)
+    if "decoder_layers" in changes:
+        changes["layers"] = changes.pop("decoder_layers")
+    changes = {k: v for k, v in changes.items() if k not in ("encoder_layers", "word_dropout")}
     return build_model(language_config(**changes), VOCAB)
 
 

@@ -187,7 +187,7 @@ def test_a_full_window_goes_on_from_its_last_half(window: int, length: int) -> N
 
 @pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
 def test_a_models_text_goes_past_its_positions(positions: str) -> None:
-    model = lm(8, positions=positions).eval()
+    model = lm(max_positions=8, positions=positions).eval()
     found = list(generate(model, [1, 2, 3], max_tokens=30, temperature=0))
     text, window = [1, 2, 3], [1, 2, 3]
     for token in found:

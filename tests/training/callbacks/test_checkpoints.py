@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from normtrain.errors import RunError
+from normtrain.tasks.base import LOSS, Metric
 from normtrain.training.callbacks.checkpoints import (
     AtomicCheckpointIO,
     RunCheckpoints,
@@ -55,7 +56,9 @@ class Trainer:
 
 
 def callback(folder: Path, **changes: Any) -> RunCheckpoints:
-    options = {"every": 2, "keep": 3, "best": "bleu", "val_every": 5, "max_steps": 20} | changes
+    metrics = {"bleu": Metric("bleu", "max", "{}"), "loss": LOSS}
+    changes["best"] = metrics[changes.get("best", "bleu")]
+    options = {"every": 2, "keep": 3, "val_every": 5, "max_steps": 20} | changes
     return RunCheckpoints(folder / "checkpoints", **options)
 
 
