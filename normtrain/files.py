@@ -1,4 +1,4 @@
-"""Writing files so that no kill and no full disk leaves half of one; reading data, never code."""
+"""Write files completely or not at all; read data without executing code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from normtrain.errors import DamagedFile, RunError, UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write(temporary_path)``, then rename: ``path`` is the old file or the whole new one.
+    """Call ``write(temporary_path)``, then rename it, so that ``path`` is never incomplete.
 
     Raises:
-        UserError: if ``path`` is a device, a pipe or a folder, which a rename would replace.
-        RunError: if the disk is full or the folder can't be written; the temporary is removed.
+        UserError: ``path`` is a device, a pipe or a folder, which a rename would replace.
+        RunError: the disk is full or the folder can't be written; the temporary file is removed.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file; name a new file or one to replace")
+        raise UserError(f"{path} is not a regular file; name a new file or one to replace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -31,11 +31,11 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch reports a full disk as a RuntimeError that names places in its own source.
+        # torch reports a full disk as a RuntimeError about its own source.
         reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
         raise RunError(
             f"could not write {path}: {reason}; free some space or make the folder writable, "
-            f"then try again (a run goes on with --resume)"
+            f"then try again (--resume continues a run)"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -43,15 +43,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def as_utf8(text: str) -> bytes:
-    """UTF-8; what it has no form for, as in the name of a folder that isn't UTF-8, is escaped.
+    """Encode as UTF-8; lone surrogates, as in folder names that aren't UTF-8, are escaped.
 
-    The escape is the one that JSON has for it, so a JSON text reads back the same.
+    The escape is JSON's, so a JSON text reads back the same.
     """
     return text.encode("utf-8", "backslashreplace")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text as :func:`as_utf8` has it, whole or not at all.
+    """Write text encoded by :func:`as_utf8`, completely or not at all.
 
     Raises:
         RunError: as :func:`write_atomically`.
@@ -60,26 +60,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_plain(path: Path, *, mmap: bool = False) -> Any:
-    """Read what ``torch.save`` wrote, as plain data on the CPU; nothing in it is executed.
+    """Read a ``torch.save`` file as plain data on the CPU; nothing in it is executed.
 
-    The checksums that ``torch.save`` stores are compared, since ``torch.load`` takes flipped bytes
-    for numbers; for 500 MB that takes 0.7 s, the reading itself 1 s.
+    The checksums that ``torch.save`` stores are compared, since ``torch.load`` doesn't notice
+    flipped bytes; for 500 MB that takes 0.7 s, the reading itself 1 s.
 
     Args:
         path: the file.
-        mmap: leave tensors in the file until they are looked at; no checksums then.
+        mmap: map tensors from the file instead of reading them; checksums aren't compared then.
 
     Raises:
-        DamagedFile: it is cut short, changed, or not such a file.
-        UserError: it is missing, or holds more than plain data.
-        RunError: it can't be read.
+        DamagedFile: the file is truncated, changed, or not a ``torch.save`` file.
+        UserError: the file is not found, or holds more than plain data.
+        RunError: the file can't be read.
     """
     import torch
 
     try:
         path.open("rb").close()
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint at {path}") from None
+        raise UserError(f"checkpoint {path} not found") from None
     except OSError as error:
         raise RunError(f"can't read {path}: {error.strerror}") from error
     try:
@@ -93,7 +93,7 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
             kind = str(error).partition("GLOBAL ")[2].split()[0]
             detail = f"it holds objects ({kind}) that would have to be executed, which is not done"
             raise UserError(f"can't read the checkpoint {path}: {detail}") from error
-        detail = "it is cut short, damaged or no checkpoint; use an earlier one of the run"
+        detail = "it is truncated, damaged or not a checkpoint; use an earlier one of the run"
         raise DamagedFile(f"can't read the checkpoint {path}: {detail}") from error
 
 
@@ -104,22 +104,22 @@ def _compare_checksums(path: Path) -> None:
 
 
 def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Call ``write(temporary_folder)``, then rename: ``folder`` is whole or as it was.
+    """Call ``write(temporary_folder)``, then rename: ``folder`` is complete or unchanged.
 
     Args:
         folder: a new or empty folder.
-        write: fills a folder with files, and no folders.
+        write: fills a folder with files; subfolders are unsupported.
 
     Raises:
-        UserError: ``folder`` is a file, or holds something.
+        UserError: ``folder`` is a file, or not empty.
         RunError: the disk is full or the folder can't be written; nothing is left behind.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; export into a new folder")
     new = not folder.exists()
-    # An empty folder stays the folder it is (it may be a mount), so its files are moved in.
-    home = folder.parent if new else folder
-    temporary = home / f".{folder.name}.{os.getpid()}.tmp"
+    # An empty folder is kept (it may be a mount), and the files are moved into it.
+    parent = folder.parent if new else folder
+    temporary = parent / f".{folder.name}.{os.getpid()}.tmp"
     moved: list[Path] = []
     try:
         temporary.mkdir(parents=True)

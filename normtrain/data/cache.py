@@ -52,9 +52,7 @@ def fingerprint_lines(lines: Iterable[str]) -> str:
     return fingerprint("\n".join(lines))
 
 
-def cached_entry(
-    root: Path, name: str, build: Callable[[Path], None]
-) -> tuple[Path, dict[str, Any]]:
+def cached_entry(root: Path, name: str, build: Callable[[Path], None]) -> Path:
     """Find a complete cache entry, or build it, once for all processes that ask for it.
 
     Args:
@@ -63,33 +61,27 @@ def cached_entry(
         build: writes the entry's files into the empty folder it is given.
 
     Returns:
-        The entry's folder, and what its seal says (file name to size and checksum).
+        The entry's folder.
 
     Raises:
         RunError: the cache can't be written.
     """
     entry = root / name
-    seal = _read_seal(entry)
-    if seal is not None:
-        return entry, seal
+    if _is_intact(entry):
+        return entry
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _exclusive(root / f".{name}.lock"):
-            seal = _read_seal(entry)  # another process may have built it meanwhile
-            if seal is not None:
-                return entry, seal
-            _build(entry, build)
+            if not _is_intact(entry):  # another process may have built it meanwhile
+                _build(entry, build)
     except OSError as error:
         raise RunError(
             f"can't write the data cache {root} ({error.strerror or error}); free some space "
             f"there, or set {CACHE_VARIABLE} to a writable folder"
         ) from error
-    seal = _read_seal(entry)
-    if seal is None:
-        raise RunError(
-            f"the cache entry {entry} is damaged right after it was written; check the disk"
-        )
-    return entry, seal
+    if not _is_intact(entry):
+        raise RunError(f"the cache entry {entry} is damaged right after writing; check the disk")
+    return entry
 
 
 @contextlib.contextmanager
@@ -135,7 +127,7 @@ def _publish(work: Path, entry: Path) -> None:
         except OSError:
             if not entry.is_dir():
                 raise
-            if _read_seal(entry) is not None:
+            if _is_intact(entry):
                 return
             # A damaged entry is moved away first, so that no process reads half of it.
             aside = entry.with_name(f".{entry.name}.{uuid.uuid4().hex[:8]}.damaged")
@@ -155,10 +147,9 @@ def _seal_of(folder: Path) -> dict[str, Any]:
     return {path.name: [path.stat().st_size, _checksum(path)] for path in files}
 
 
-def _read_seal(entry: Path) -> dict[str, Any] | None:
-    """The seal, or None where the entry is absent, incomplete or differs from its seal."""
+def _is_intact(entry: Path) -> bool:
+    """Whether an entry is there, complete, and has the checksums of its seal."""
     try:
-        seal = json.loads((entry / _SEAL).read_text(encoding="utf-8"))
-        return seal if seal == _seal_of(entry) else None
+        return json.loads((entry / _SEAL).read_text(encoding="utf-8")) == _seal_of(entry)
     except (OSError, ValueError):
-        return None
+        return False

@@ -1,8 +1,8 @@
-"""Text as a stream of pieces: a corpus is read again and again, and never held as a whole.
+"""Text as a stream of pieces: a corpus is read at every pass, and never held in memory.
 
-A split is a sequence of documents, and a document a sequence of pieces of some sixty thousand
-bytes. Tokens never span pieces. Where a document is cut depends on its text alone: after a
-line's end, or, inside a line longer than `LONGEST_LINE` bytes, before a space.
+A split is a sequence of documents, and a document a sequence of pieces of about 65,000 bytes.
+Tokens never span pieces. Where a document is cut depends on its text alone: after a line's end,
+or, inside a line longer than `LONGEST_LINE` bytes, before a space.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from normtrain.data.reading import GZIP_ERRORS, bad_gzip, not_utf8, unreadable
 
 #: Bytes after which a piece ends with its line.
 PIECE = 1 << 16
-#: Bytes that are read to find a line's end; a longer line is cut at spaces.
+#: Bytes that are read to find a line's end; longer lines are cut at spaces.
 LONGEST_LINE = 1 << 20
 #: Part of every cache key: raise it when the same text would be cut elsewhere.
 PIECES_VERSION = "1"
 
-# Lone surrogates that stand for no byte.
+# Lone surrogates that stand for no byte (`surrogateescape` uses U+DC80 to U+DCFF).
 _NO_BYTE = frozenset(map(chr, [*range(0xD800, 0xDC80), *range(0xDD00, 0xE000)]))
 
 
 class Piece(NamedTuple):
-    """A stretch of a document's text; ``ends`` says that the document ends with it."""
+    """A part of a document's text; ``ends`` is true for the last part of a document."""
 
     text: str
     ends: bool
@@ -52,31 +52,22 @@ class Documents:
         return self.read()
 
     def texts(self) -> Iterator[str]:
-        """The text piece by piece: what a tokenizer is trained on."""
+        """Iterate over the text piece by piece: what a tokenizer is trained on."""
         return (piece.text for piece in self)
-
-    def whole(self) -> Iterator[str]:
-        """Document after document, each held as one string."""
-        parts: list[str] = []
-        for text, ends in self:
-            parts.append(text)
-            if ends:
-                yield "".join(parts)
-                parts = []
 
     @property
     def count(self) -> int:
-        """How many documents there are; the first use reads them all."""
+        """Number of documents; the first use reads them all."""
         return self._scan[1]
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing but white space."""
+        """Whether the text is nothing but white space."""
         return self._scan[2]
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the text and of where its documents end."""
+        """SHA-256 of the text and of the positions where its documents end."""
         return self._scan[0]
 
     @cached_property
@@ -94,7 +85,7 @@ class Documents:
 
 
 def documents_of(texts: Callable[[], Iterable[str]]) -> Documents:
-    """Documents of strings that `texts` gives anew at every call, one for each document."""
+    """Return documents of strings; `texts` starts a new pass over them at every call."""
 
     def read() -> Iterator[Piece]:
         for text in texts():
@@ -104,7 +95,7 @@ def documents_of(texts: Callable[[], Iterable[str]]) -> Documents:
 
 
 def document(texts: Iterable[str]) -> Iterator[Piece]:
-    """The pieces of one document; an empty one has a single empty piece."""
+    """Iterate over the pieces of one document; an empty document has one empty piece."""
     last: str | None = None
     for text in texts:
         if last is not None:
@@ -114,7 +105,7 @@ def document(texts: Iterable[str]) -> Iterator[Piece]:
 
 
 def raw_bytes(text: str) -> bytes:
-    """UTF-8; a lone surrogate that stands for a byte gives that byte, any other ``?``."""
+    """Encode as UTF-8; a lone surrogate that stands for a byte gives it, any other ``?``."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -128,14 +119,14 @@ def in_pieces(
     length: int | None = None,
     strict: bool = True,
 ) -> Iterator[str]:
-    """Read a stream of UTF-8 in pieces, from where it stands.
+    """Read a stream of UTF-8 in pieces, from its current position.
 
     Args:
         stream: the text's bytes.
         path: the file to name in errors.
         length: how many bytes to read; None reads to the end.
-        strict: refuse what isn't UTF-8. Else such bytes become lone surrogates, as Python's
-            ``surrogateescape`` has it, and every tokenizer that knows bytes keeps them.
+        strict: reject bytes that aren't UTF-8. Else such bytes become lone surrogates (Python's
+            ``surrogateescape``), which every byte-level tokenizer keeps.
 
     Raises:
         UserError: the file isn't UTF-8, or is a damaged ``.gz`` file.
@@ -166,7 +157,7 @@ def open_text(path: Path) -> BinaryIO:
 
 
 def _blocks(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
-    """`PIECE` bytes and the rest of their last line, again and again."""
+    """Blocks of `PIECE` bytes and the rest of their last line."""
     lines: int | None = None
     while left is None or left > 0:
         try:
@@ -187,7 +178,7 @@ def _blocks(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
 
 def _decoded(blocks: Iterable[bytes], path: Path, strict: bool) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
-    # What is before the bytes being decoded: whole lines, and bytes of the line they go on with.
+    # The position of the next byte: whole lines before it, and bytes of its line.
     lines, column, head = 0, 0, b""
     for block in itertools.chain(blocks, [b""]):
         head = head or block[:2]

@@ -92,7 +92,7 @@ def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, Beginning]:
                 say(f"{reason}: going on from {path.name}")
             return read, Beginning(path, read.step, damaged, say)
     raise DamagedFile(
-        f"{reason}: cut short, damaged or no checkpoint; and no other of {folder.path} is whole"
+        f"{reason}: truncated, damaged or not a checkpoint; and no other of {folder.path} is whole"
     )
 
 

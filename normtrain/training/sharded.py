@@ -102,7 +102,7 @@ def check_plain(folder: Path) -> Metadata:
 
 def _damaged(folder: Path, error: Exception) -> DamagedFile:
     return DamagedFile(
-        f"can't read the checkpoint {folder}: it is cut short, damaged or no checkpoint "
+        f"can't read the checkpoint {folder}: it is truncated, damaged or not a checkpoint "
         f"({on_one_line(error)}); use an earlier one of the run"
     )
 

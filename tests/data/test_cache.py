@@ -1,4 +1,4 @@
-"""The cache: built once, by whichever of several processes comes first."""
+"""The cache: its folder, and entries built once, by whichever process comes first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import filelock
 import pytest
 
-from normtrain.data.cache import cached_entry
+from normtrain.data.cache import CACHE_VARIABLE, cache_root, cached_entry, fingerprint
 
 PROCESS = """
 import sys, time
@@ -22,11 +22,10 @@ from normtrain.data.cache import cached_entry
 def build(folder):
     with open(sys.argv[2], "a") as file:
         file.write("built\\n")
-    time.sleep(0.5)
+    time.sleep(0.3)
     (folder / "part").write_text("whole")
 
-entry, _ = cached_entry(Path(sys.argv[1]), "entry", build)
-assert (entry / "part").read_text() == "whole"
+assert (cached_entry(Path(sys.argv[1]), "entry", build) / "part").read_text() == "whole"
 """
 
 
@@ -39,7 +38,7 @@ def test_of_several_processes_one_builds(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["entry"]
 
 
-def test_where_the_system_has_no_locks_a_file_is_one(
+def test_without_locks_of_the_system_a_file_is_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_locks(file: Any, operation: int) -> None:
@@ -53,16 +52,29 @@ def test_where_the_system_has_no_locks_a_file_is_one(
         (folder / "part").write_text("whole")
 
     for _ in range(2):
-        entry, _ = cached_entry(tmp_path, "entry", build)
-    assert (entry / "part").read_text() == "whole"
-    assert list(tmp_path.iterdir()) == [entry]
+        assert (cached_entry(tmp_path, "entry", build) / "part").read_text() == "whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
 
 
-def test_a_build_that_fails_leaves_the_lock_free(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
     def fails(folder: Path) -> None:
-        raise ValueError("no")
+        (folder / "part").write_text("half")
+        raise error
 
     for _ in range(2):
-        with pytest.raises(ValueError, match="no"):
+        with pytest.raises(type(error)):
             cached_entry(tmp_path, "entry", fails)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_variable_moves_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert cache_root() == tmp_path
+    assert cache_root(tmp_path / "mine") == tmp_path / "mine"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_root().name == "normtrain"
+
+
+def test_fingerprints_know_where_parts_end() -> None:
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")

@@ -192,14 +192,14 @@ DAMAGE: list[tuple[Callable[[Path], Any], str]] = [
     (_index({"weight_map": {"a": "gone.safetensors"}}), "lacks gone.safetensors"),
     (_index({"weight_map": {"a": "../x.safetensors"}}), "is no safetensors file of this folder"),
     (_index({"weight_map": {"a": "x.bin"}}), "is no safetensors file of this folder"),
-    (_remove("tokenizer.json"), "there is no tokenizer.json"),
+    (_remove("tokenizer.json"), "no tokenizer.json"),
     (_write("tokenizer.json", b"{"), "tokenizer.json is not JSON"),
     (_write("tokenizer.json", b'{"a":' * 100_000), "tokenizer.json is not JSON"),
     (_write("tokenizer.json", b'{"kind": "char", "characters": [1]}'), "no list of texts"),
     (_write("tokenizer_config.json", b'{"eos_token": 3}'), "eos_token is 3"),
     (_write("tokenizer_config.json", b'{"a":' * 100_000), "is not a JSON object"),
     (_index_text(b'{"a":' * 100_000), "is no index of safetensors"),
-    (_write("tokenizer.json", b"{}"), "tokenizer.json: this is not a tokenizer file"),
+    (_write("tokenizer.json", b"{}"), "not a tokenizer file"),
 ]
 
 

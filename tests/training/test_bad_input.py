@@ -116,7 +116,7 @@ def other_zip(path: Path) -> None:
         archive.writestr("a.txt", "hello")
 
 
-CUT = "cut short, damaged or no checkpoint"
+CUT = "truncated, damaged or not a checkpoint"
 OTHER = "of another program"
 FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty": (lambda path: path.write_bytes(b""), CUT),

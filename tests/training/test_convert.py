@@ -130,7 +130,7 @@ def test_misuse_gets_one_line(
     spare = Path("../spare.ckpt")
     spare.write_bytes(source.read_bytes())
     assert_misuse(command("convert", spare, "--to", "rmsnorm", "-o", spare), "another file")
-    for place, reason in ((source, "own checkpoints"), ("/dev/null", "no regular file")):
+    for place, reason in ((source, "own checkpoints"), ("/dev/null", "not a regular file")):
         assert_misuse(command("convert", run, "--to", "rmsnorm", "-o", place), reason)
         assert_misuse(command("average", run, "--last", 1, "-o", place), reason)
     # the learned run is plain Pre-RMSNorm: it reads its stream's mean

@@ -147,7 +147,7 @@ def test_a_damaged_or_foreign_shard_is_told_and_nothing_executed(
         (made / ".metadata").unlink()
     else:
         (made / ".metadata").write_bytes(pickle.dumps(Payload()))
-    words = "would have to be executed" if damage == "code" else "cut short, damaged"
+    words = "would have to be executed" if damage == "code" else "truncated, damaged"
     with pytest.raises(UserError, match=words):
         read_checkpoint(made)
     assert not witness.exists()

@@ -1,4 +1,4 @@
-"""Byte-pair encoding over bytes (Radford et al. 2019), trained here or read from elsewhere."""
+"""Byte-pair encoding over bytes (Radford et al. 2019): trained, or read from a model folder."""
 
 from __future__ import annotations
 
@@ -11,37 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from normtrain.data.documents import raw_bytes
-from normtrain.data.tokenizers.protocol import fingerprint_of
+from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.errors import RunError, UserError, on_one_line
 
 END_OF_TEXT = "<|endoftext|>"
-#: The 256 bytes and the special token.
-MIN_BPE_SIZE = 257
+# The 256 bytes and the special token.
+_MIN_SIZE = 257
 
 # Loader workers never encode, so the warning that `tokenizers` prints at every fork is noise.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-# Lone surrogates, which the library takes for no text.
+# Lone surrogates, which the `tokenizers` library rejects.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _RUNS = re.compile("([\udc80-\udcff]+)")
-# GPT-2's rules never join text across the place before white space that follows something else. So
-# words with the white space before them can be encoded one by one, and each word only once.
+# GPT-2's rules always split where white space begins. So words can be encoded one by one, each with
+# the white space before it, and every word only once.
 _WORDS = re.compile(r"[ \t\n\r]*[^ \t\n\r]+|[ \t\n\r]+")
 # White space that the pattern above takes for part of a word.
 _OTHER_SPACE = re.compile(r"[^\S \t\n\r]")
-# Characters of words whose ids are remembered.
-_REMEMBERED = 1 << 24
+# Characters of the words whose ids are cached.
+_CACHED = 1 << 24
 
 
-class BpeTokenizer:
+class BpeTokenizer(TextTokenizer):
     """Byte-level byte-pair encoding: ``decode(encode(text))`` is the text.
 
-    The text of a user never gives a special id: ``"<|endoftext|>"`` is encoded as its characters.
-    A lone surrogate that stands for a byte (``surrogateescape``) is that byte. In decoded text
-    special ids are left out, and bytes that aren't UTF-8 are U+FFFD.
+    Text is never encoded as a special id: ``"<|endoftext|>"`` is encoded as its characters. A lone
+    surrogate that stands for a byte (``surrogateescape``) is encoded as that byte. Decoding leaves
+    special ids out, and bytes that aren't UTF-8 become U+FFFD.
 
-    One that is read from a Hugging Face folder keeps its ids and rules, and gives text back as far
-    as these do.
+    A tokenizer read from a Hugging Face folder keeps its ids and rules, which may lose some text.
 
     Args:
         core: a tokenizer of the `tokenizers` library.
@@ -56,7 +55,7 @@ class BpeTokenizer:
     def __init__(self, core: Any, eos: str = END_OF_TEXT) -> None:
         found = core.token_to_id(eos)
         if found is None:
-            raise UserError(f"this tokenizer has no token {eos!r} to end a document with")
+            raise UserError(f"the tokenizer has no token {eos!r} to end a document with")
         self.eos: int = found
         self._end = eos
         self._core = core
@@ -67,38 +66,34 @@ class BpeTokenizer:
         ids = [core.token_to_id(character) for character in _byte_characters()]
         self._bytes = None if None in ids else ids
         self._by_words = _has_gpt2_rules(core)
-        self._known: dict[str, list[int]] = {}
-        self._known_size = 0
+        self._cached: dict[str, list[int]] = {}
+        self._cached_size = 0
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without `eos`; the empty text gives none."""
+        """Return the ids of a text, without `eos`; the empty text gives none."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, on all cores."""
+        """Return the ids of many texts, encoded on all cores."""
         odd = {i for i, text in enumerate(texts) if _SURROGATE.search(text)}
         plain = ["" if i in odd else text for i, text in enumerate(texts)]
         ids = self._encode(plain)
         for i in odd:
-            ids[i] = self._encode_odd(texts[i])
+            ids[i] = self._encode_surrogates(texts[i])
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ids and ids outside the vocabulary are left out."""
+        """Return the text of ids; special ids and ids outside the vocabulary are left out."""
         known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
         return self._core.decode(known, skip_special_tokens=True)
 
     def to_json(self) -> str:
-        """What `tokenizer_from_json` reads; with the usual `eos`, the `tokenizers` library too."""
+        """Return text that `tokenizer_from_json` reads; with ``<|endoftext|>`` as `eos`, the
+        `tokenizers` library reads it too."""
         if self._end == END_OF_TEXT:
             return self._core.to_str()
         rules = json.loads(self._core.to_str())
         return json.dumps({"kind": self.kind, "eos": self._end, "rules": rules}, ensure_ascii=False)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides how text is encoded."""
-        return fingerprint_of(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own copies forget that special tokens in text are plain text.
@@ -115,22 +110,22 @@ class BpeTokenizer:
         return ids
 
     def _encode_words(self, texts: list[list[str]]) -> list[list[int]]:
-        """What `_encode_directly` gives, in less time on text whose words return."""
-        if self._known_size > _REMEMBERED:
-            self._known, self._known_size = {}, 0
-        known, chained = self._known, itertools.chain.from_iterable
+        """The result of `_encode_directly`, faster on text whose words repeat."""
+        if self._cached_size > _CACHED:
+            self._cached, self._cached_size = {}, 0
+        known, chained = self._cached, itertools.chain.from_iterable
         new = list(dict.fromkeys(word for word in chained(texts) if word not in known))
         if new:
             known.update(zip(new, self._encode_directly(new), strict=True))
-            self._known_size += sum(map(len, new))
+            self._cached_size += sum(map(len, new))
         return [list(chained(map(known.__getitem__, words))) for words in texts]
 
     def _encode_directly(self, texts: Sequence[str]) -> list[list[int]]:
         encoded = self._core.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encoded]
 
-    def _encode_odd(self, text: str) -> list[int]:
-        """Ids of a text with lone surrogates: those that stand for bytes are these, if it can."""
+    def _encode_surrogates(self, text: str) -> list[int]:
+        """Ids of a text with lone surrogates, encoded as the bytes they stand for if possible."""
         text = raw_bytes(text).decode("utf-8", "surrogateescape")
         if self._bytes is None:
             return self._encode([raw_bytes(text).decode("utf-8", "replace")])[0]
@@ -147,15 +142,15 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
     """Train a byte-level byte-pair encoding; the same text gives the same tokenizer.
 
     Args:
-        texts: stretches of text; no token spans two.
+        texts: pieces of text; no token spans two.
         vocab_size: ids at most, with the 256 bytes and ``<|endoftext|>`` (0). A small text gives
             fewer.
 
     Raises:
         UserError: there is no text, or `vocab_size` is below 257.
     """
-    if vocab_size < MIN_BPE_SIZE:
-        raise UserError(f"vocab_size is {vocab_size}; bpe needs at least {MIN_BPE_SIZE}")
+    if vocab_size < _MIN_SIZE:
+        raise UserError(f"vocab_size must be >= {_MIN_SIZE} with bpe, got {vocab_size}")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -178,39 +173,39 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BpeTokenizer:
 
     core.train_from_iterator(encodable(), trainer)
     if not some:
-        raise UserError("there is no text to train a tokenizer on")
+        raise UserError("the training split has no text to train a tokenizer on")
     return BpeTokenizer(core)
 
 
 def bpe_from_rules(rules: str, eos: str = END_OF_TEXT) -> BpeTokenizer:
-    """Read the JSON text of the `tokenizers` library.
+    """Read a tokenizer from the JSON text of the `tokenizers` library.
 
     Raises:
-        UserError: it is none, or has no token `eos`.
+        UserError: the text is no such tokenizer, or it has no token `eos`.
     """
     from tokenizers import Tokenizer
 
     try:
         core = Tokenizer.from_str(rules)
     except Exception as error:  # the library raises plain exceptions
-        raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
+        raise UserError(f"the text is not a tokenizer file: {on_one_line(error)}") from error
     return BpeTokenizer(core, eos)
 
 
 def bpe_from_folder(folder: str | os.PathLike[str]) -> BpeTokenizer:
     """Read ``tokenizer.json`` of a Hugging Face model's folder.
 
-    What ends a document is the ``eos_token`` of ``tokenizer_config.json`` (or of
+    The token that ends a document is the ``eos_token`` of ``tokenizer_config.json`` (or of
     ``special_tokens_map.json``); without these files, ``<|endoftext|>``.
 
     Raises:
-        UserError: there is no such file, or it can't be used.
-        RunError: it can't be read.
+        UserError: the file is not found, or can't be used.
+        RunError: the file can't be read.
     """
     folder = Path(folder)
     rules = _read(folder / "tokenizer.json")
     if rules is None:
-        raise UserError(f"there is no tokenizer.json in {folder}; save the model's tokenizer there")
+        raise UserError(f"no tokenizer.json found in {folder}; save the model's tokenizer there")
     eos = END_OF_TEXT
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         found = _eos_of(_read(folder / name) or "{}", folder / name)
@@ -230,7 +225,7 @@ def _eos_of(text: str, path: Path) -> str | None:
         raise UserError(f"{path} is not a JSON object; save the tokenizer again") from error
     token = token.get("content") if isinstance(token, dict) else token
     if token is not None and not isinstance(token, str):
-        raise UserError(f"{path}: eos_token is {token!r}; it must be a token's text")
+        raise UserError(f"{path}: eos_token must be a string, got {token!r}")
     return token
 
 
@@ -246,7 +241,7 @@ def _read(path: Path) -> str | None:
 
 
 def _has_gpt2_rules(core: Any) -> bool:
-    """Whether text is cut as GPT-2 cuts it, and nothing else happens to it."""
+    """Whether the rules are exactly GPT-2's: its split of text, and nothing else."""
     rules = json.loads(core.to_str())
     plain = [token for token in rules["added_tokens"] if not token["special"]]
     before = rules["pre_tokenizer"] or {}

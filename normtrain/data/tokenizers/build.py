@@ -1,32 +1,23 @@
-"""The tokenizers of running text by kind: training, reading, and the cache of trained ones."""
+"""Tokenizers of running text by kind: training, reading, and the cache of trained ones."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from normtrain.data.cache import cache_root, cached_entry, fingerprint
 from normtrain.data.documents import PIECES_VERSION, Documents
 from normtrain.data.tokenizers.bpe import bpe_from_rules, train_bpe
-from normtrain.data.tokenizers.plain import (
-    ByteTokenizer,
-    CharTokenizer,
-    train_byte,
-    train_char,
-)
+from normtrain.data.tokenizers.plain import ByteTokenizer, CharTokenizer, train_byte, train_char
 from normtrain.data.tokenizers.protocol import TEXT_TOKENIZER_VERSION, TextTokenizer
 from normtrain.data.tokenizers.word import WordTokenizer, train_word
 from normtrain.errors import UserError, on_one_line, unknown_name
 
 _KINDS = ("bpe", "byte", "char", "word")
 _FILE = "tokenizer.json"
-
-
-def text_tokenizer_kinds() -> list[str]:
-    """The kinds that can be trained."""
-    return sorted(_KINDS)
 
 
 def train_text_tokenizer(
@@ -37,12 +28,12 @@ def train_text_tokenizer(
     Args:
         kind: ``"bpe"`` (byte-level byte-pair encoding), ``"word"`` (with ``<eos>`` at line ends,
             as WikiText and the Penn Treebank are measured), ``"byte"`` or ``"char"``.
-        documents: texts, read once and not held.
+        documents: texts, read once and not kept.
         vocab_size: ids at most. ``"bpe"`` needs one; None takes all words or characters;
             ``"byte"`` takes none.
 
     Raises:
-        UserError: no such kind, no text, or a `vocab_size` that can't be used.
+        UserError: the kind is not found, there is no text, or `vocab_size` can't be used.
     """
     if kind == "bpe":
         if vocab_size is None:
@@ -71,22 +62,22 @@ def tokenizer_from_json(text: str) -> TextTokenizer:
         if kind == "bpe":
             return bpe_from_rules(json.dumps(plain["rules"]), plain["eos"])
         if kind == "word":
-            return WordTokenizer(_texts(plain["words"]))
+            return WordTokenizer(_strings(plain["words"]))
         if kind == "byte":
             return ByteTokenizer()
         if kind == "char":
-            return CharTokenizer(_texts(plain["characters"]))
+            return CharTokenizer(_strings(plain["characters"]))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
+        raise UserError(f"the text is not a tokenizer file: {on_one_line(error)}") from error
     raise unknown_name("tokenizer", str(kind), _KINDS)
 
 
-def _texts(listed: Any) -> list[str]:
-    if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
-        raise TypeError("its vocabulary is no list of texts")
-    return listed
+def _strings(vocabulary: Any) -> list[str]:
+    if not isinstance(vocabulary, list) or not all(isinstance(each, str) for each in vocabulary):
+        raise TypeError("the vocabulary must be a list of strings")
+    return vocabulary
 
 
 def cached_text_tokenizer(
@@ -106,10 +97,9 @@ def cached_text_tokenizer(
     versions = f"{TEXT_TOKENIZER_VERSION} {PIECES_VERSION} {tokenizers.__version__}"
     key = fingerprint(versions, kind, str(vocab_size), documents.fingerprint)
 
-    def train(folder: os.PathLike[str]) -> None:
+    def train(folder: Path) -> None:
         trained = train_text_tokenizer(kind, documents.texts(), vocab_size)
-        with open(os.path.join(folder, _FILE), "w", encoding="utf-8") as file:
-            file.write(trained.to_json())
+        (folder / _FILE).write_text(trained.to_json(), encoding="utf-8")
 
-    entry, _ = cached_entry(cache_root(cache_dir), f"text-tokenizer-{key[:24]}", train)
+    entry = cached_entry(cache_root(cache_dir), f"text-tokenizer-{key[:24]}", train)
     return tokenizer_from_json((entry / _FILE).read_text(encoding="utf-8"))

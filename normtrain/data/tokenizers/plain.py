@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from normtrain.data.documents import raw_bytes
-from normtrain.data.tokenizers.protocol import UNKNOWN, fingerprint_of
+from normtrain.data.tokenizers.protocol import UNKNOWN, TextTokenizer
 from normtrain.errors import UserError
 
 
-class ByteTokenizer:
+class ByteTokenizer(TextTokenizer):
     """The 256 bytes of UTF-8, and `eos` (256). Lossless for any text.
 
-    A lone surrogate that stands for a byte (``surrogateescape``) is that byte; in decoded text
-    bytes that aren't UTF-8 are U+FFFD.
+    A lone surrogate that stands for a byte (``surrogateescape``) is encoded as that byte; bytes
+    that aren't UTF-8 are decoded as U+FFFD.
     """
 
     kind = "byte"
@@ -23,28 +23,19 @@ class ByteTokenizer:
     eos = 256
 
     def encode(self, text: str) -> list[int]:
-        """The text's bytes."""
+        """Return the bytes of a text."""
         return list(raw_bytes(text))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of bytes; `eos` and ids outside the vocabulary are left out."""
+        """Return the text of bytes; `eos` and ids outside the vocabulary are left out."""
         return bytes(i for i in map(int, ids) if 0 <= i < 256).decode("utf-8", "replace")
 
     def to_json(self) -> str:
-        """What `tokenizer_from_json` reads."""
+        """Return the tokenizer as text that `tokenizer_from_json` reads."""
         return json.dumps({"kind": self.kind})
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides how text is encoded."""
-        return fingerprint_of(self)
 
-
-class CharTokenizer:
+class CharTokenizer(TextTokenizer):
     """One id for each character of the training text; others are the unknown one.
 
     Decoding gives the text back, with ``<unk>`` for unknown characters; `eos` is left out.
@@ -57,44 +48,35 @@ class CharTokenizer:
     eos = 0
 
     def __init__(self, characters: Sequence[str]) -> None:
-        self._shown = ["", UNKNOWN, *characters]
+        self._decoded = ["", UNKNOWN, *characters]
         self._ids = {character: i for i, character in enumerate(characters, start=2)}
-        self.vocab_size = len(self._shown)
+        self.vocab_size = len(self._decoded)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the characters."""
+        """Return the ids of the characters."""
         get = self._ids.get
         return [get(character, 1) for character in text]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts."""
-        return [self.encode(text) for text in texts]
-
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; `eos` and ids outside the vocabulary are left out."""
+        """Return the text of ids; `eos` and ids outside the vocabulary are left out."""
         size = self.vocab_size
-        return "".join(self._shown[i] for i in map(int, ids) if 0 <= i < size)
+        return "".join(self._decoded[i] for i in map(int, ids) if 0 <= i < size)
 
     def to_json(self) -> str:
-        """What `tokenizer_from_json` reads."""
-        return json.dumps({"kind": self.kind, "characters": self._shown[2:]})
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that decides how text is encoded."""
-        return fingerprint_of(self)
+        """Return the tokenizer as text that `tokenizer_from_json` reads."""
+        return json.dumps({"kind": self.kind, "characters": self._decoded[2:]})
 
 
 def train_byte(vocab_size: int | None) -> ByteTokenizer:
-    """The byte tokenizer; it learns nothing.
+    """Return the byte tokenizer; nothing is learned.
 
     Raises:
-        UserError: `vocab_size` is not what it is in any case.
+        UserError: `vocab_size` is neither None nor 257.
     """
     if vocab_size not in (None, ByteTokenizer.vocab_size):
         raise UserError(
-            f"vocab_size is {vocab_size}; the byte tokenizer always has "
-            f"{ByteTokenizer.vocab_size} ids, so leave it out"
+            f"vocab_size must be left out with the byte tokenizer, which has "
+            f"{ByteTokenizer.vocab_size} ids; got {vocab_size}"
         )
     return ByteTokenizer()
 
@@ -103,18 +85,26 @@ def train_char(texts: Iterable[str], vocab_size: int | None) -> CharTokenizer:
     """Take all characters of a text, or the most frequent ones; ties go by code point.
 
     Args:
-        texts: stretches of text.
+        texts: pieces of text.
         vocab_size: ids at most, with `eos` and the unknown one; None takes all characters.
 
     Raises:
         UserError: there is no text, or `vocab_size` is below 3.
     """
     if vocab_size is not None and vocab_size < 3:
-        raise UserError(f"vocab_size is {vocab_size}; characters need at least 3")
+        raise UserError(f"vocab_size must be >= 3 with the char tokenizer, got {vocab_size}")
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
+    return CharTokenizer(most_frequent(counts, None if vocab_size is None else vocab_size - 2))
+
+
+def most_frequent(counts: Counter[str], limit: int | None) -> list[str]:
+    """Return the keys of counts by falling frequency, equally frequent ones in sorted order.
+
+    Raises:
+        UserError: nothing was counted.
+    """
     if not counts:
-        raise UserError("there is no text to train a tokenizer on")
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    return CharTokenizer(ranked if vocab_size is None else ranked[: vocab_size - 2])
+        raise UserError("the training split has no text to train a tokenizer on")
+    return sorted(counts, key=lambda key: (-counts[key], key))[:limit]

@@ -1,4 +1,4 @@
-"""What every tokenizer of running text can do."""
+"""The interface of the tokenizers of running text, and what they share."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from normtrain.data.cache import fingerprint
 #: Part of every cache key: raise it when the same text would give another tokenizer or other ids.
 TEXT_TOKENIZER_VERSION = "1"
 
-#: What stands for an unknown word or character in decoded text.
+#: Decoded text of an unknown word or character.
 UNKNOWN = "<unk>"
 
 
 @runtime_checkable
 class TextTokenizer(Protocol):
-    """Turns running text into ids and back; the text of a user never gives the id `eos`.
+    """Encodes running text as ids and decodes it; no text is ever encoded as the id `eos`.
 
     Attributes:
         kind: ``"bpe"``, ``"word"``, ``"byte"`` or ``"char"``.
@@ -29,27 +29,22 @@ class TextTokenizer(Protocol):
     eos: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; the empty text gives none."""
+        """Return the ids of a text; the empty text gives none."""
         ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts."""
-        ...
+        """Return the ids of many texts."""
+        return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; ids outside the vocabulary are left out."""
+        """Return the text of ids; ids outside the vocabulary are left out."""
         ...
 
     def to_json(self) -> str:
-        """What `tokenizer_from_json` reads."""
+        """Return the tokenizer as text that `tokenizer_from_json` reads."""
         ...
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides how text is encoded."""
-        ...
-
-
-def fingerprint_of(tokenizer: TextTokenizer) -> str:
-    """The fingerprint of any tokenizer, from its kind and its JSON text."""
-    return fingerprint(TEXT_TOKENIZER_VERSION, tokenizer.kind, tokenizer.to_json())
+        return fingerprint(TEXT_TOKENIZER_VERSION, self.kind, self.to_json())

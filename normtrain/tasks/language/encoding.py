@@ -18,13 +18,13 @@ from normtrain.data.tokenizers.protocol import TextTokenizer
 
 _VERSION = "1"
 _DATA, _COUNTS = "tokens.bin", "counts.json"
-# Pieces that are encoded at once: enough for all cores, little enough to hold.
+# Pieces that are encoded at once: enough for all cores, and little memory.
 _TOGETHER = 16
 
 
 @dataclass(frozen=True)
 class TextCounts:
-    """What there is in a split, for rates that don't depend on the tokenizer.
+    """Sizes of a split, for rates that don't depend on the tokenizer.
 
     Bits per byte and per character divide by `bytes` and `characters`. Word-level perplexity, as
     published for WikiText and the Penn Treebank, divides by `words` and `lines` together, since
@@ -32,11 +32,11 @@ class TextCounts:
 
     Attributes:
         tokens: ids in the array, with those that end documents.
-        words: stretches between white space.
-        lines: line ends; where a document stops without one, that stop counts too.
+        words: words between white space.
+        lines: line ends; the end of a document without a final line end counts too.
         bytes: of the text in UTF-8.
         characters: code points of the text.
-        documents: how many there are.
+        documents: number of documents.
     """
 
     tokens: int = 0
@@ -57,7 +57,7 @@ class EncodedText:
     Attributes:
         tokens: (tokens,) uint16, or uint32 for vocabularies beyond 65,536; read-only and
             memory-mapped.
-        counts: what the text was made of.
+        counts: sizes of the text.
         eos: the id that ends a document.
     """
 
@@ -83,13 +83,13 @@ def encode_text(
     document_mark: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
 ) -> EncodedText:
-    """Encode a split, or map what an earlier start encoded. A few pieces are held at a time.
+    """Encode a split, or map its cached encoding; a few pieces are in memory at a time.
 
     Args:
         documents: the text.
         tokenizer: encodes it, piece by piece.
-        document_mark: put `eos` between documents. The word tokenizer needs none: it has `eos` at
-            every line end, and at the end of a document that stops without one.
+        document_mark: put `eos` between documents. Ignored for the word tokenizer, which has `eos`
+            at every line end, and at the end of a document without a final line end.
         cache_dir: see `normtrain.data.cache.cache_root`.
 
     Raises:
@@ -111,15 +111,15 @@ def encode_text(
         plain = {"eos": tokenizer.eos, "dtype": dtype.name, "counts": asdict(counts)}
         (folder / _COUNTS).write_text(json.dumps(plain), encoding="utf-8")
 
-    entry, _ = cached_entry(cache_root(cache_dir), f"text-{key[:24]}", build)
+    entry = cached_entry(cache_root(cache_dir), f"text-{key[:24]}", build)
     return EncodedText(entry)
 
 
 def _encoded(
     documents: Documents, tokenizer: TextTokenizer, mark: bool, by_lines: bool
 ) -> Iterator[tuple[list[int], TextCounts]]:
-    """The ids of each piece, with the marks before and after it, and what the piece counts."""
-    begins = False  # a document, which is not the first one
+    """The ids of each piece, with the marks before and after it, and its counts."""
+    begins = False  # whether the next piece starts a document other than the first
     ends_line = True
     for pieces in _grouped(documents):
         every = tokenizer.encode_batch([piece.text for piece in pieces])

@@ -1,4 +1,4 @@
-"""A corpus that every machine has: the sources of Python's standard library."""
+"""The sources of Python's standard library: a corpus that every installation has."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from normtrain.data.documents import Documents, documents_of
-from normtrain.errors import RunError, UserError
-from normtrain.tasks.language.text_files import chosen
+from normtrain.data.reading import SPLITS, unreadable
+from normtrain.errors import UserError
+from normtrain.tasks.language.text_files import fixed_splits
 
-# Installed packages, tests and what is generated when Python is built are left out. So are IDLE
-# and lib2to3, which some distributions leave out, and whose grammars are broken on purpose.
+# Left out: installed packages, tests, files generated when Python is built, and IDLE and lib2to3,
+# which some distributions don't ship and which have files that are invalid on purpose.
 _LEFT_OUT = frozenset(
     ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
 )
 _GENERATED = ("_sysconfigdata", "config-", "lib-dynload")
-# Of a hundred files, this many and the rest.
+# Percent of the files; the rest is test.
 _TRAIN, _VALID = 90, 5
 
 
 def load_python(
     splits: Sequence[str] | None, root: Path | None = None
 ) -> tuple[dict[str, Documents], int]:
-    """The running interpreter's own ``.py`` files, about 10 MB; a file is a document.
+    """Return the running interpreter's own ``.py`` files, about 10 MB; a file is a document.
 
-    A hash of its relative name says which split a file is in, so that most files stay in theirs
+    A hash of its relative name decides the split of a file, so that most files keep their split
     from one version of Python to the next. Files that aren't UTF-8 are skipped.
 
     Args:
         splits: which of train, valid and test; None takes all.
-        root: the library's folder; None asks Python.
+        root: the library's folder; None takes the running interpreter's.
 
     Returns:
         The splits, and how many files were skipped.
 
     Raises:
-        UserError: no such split, or the library's sources aren't installed.
+        UserError: a split is not found, or the library's sources aren't installed.
         RunError: a file can't be read.
     """
-    wanted = chosen(splits)
+    wanted = fixed_splits(splits)
     root = root or Path(sysconfig.get_path("stdlib"))
-    files: dict[str, list[Path]] = {split: [] for split in ("train", "valid", "test")}
+    files: dict[str, list[Path]] = {split: [] for split in SPLITS}
     skipped = 0
     for name in _names(root):
         if _text(root / name) is None:
@@ -68,7 +69,7 @@ def _documents(paths: list[Path]) -> Documents:
 
 
 def _names(root: Path) -> list[str]:
-    """Names relative to the root, sorted; the order of a folder's entries is the disk's."""
+    """Names relative to the root, sorted, since the order of `os.walk` depends on the disk."""
     names = []
     for folder, inside, files in os.walk(root):
         inside[:] = filter(_wanted, inside)
@@ -82,8 +83,8 @@ def _wanted(name: str) -> bool:
 
 
 def _split_of(name: str) -> str:
-    place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
-    return "train" if place < _TRAIN else "valid" if place < _TRAIN + _VALID else "test"
+    percent = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100
+    return "train" if percent < _TRAIN else "valid" if percent < _TRAIN + _VALID else "test"
 
 
 def _text(path: Path) -> str | None:
@@ -92,4 +93,4 @@ def _text(path: Path) -> str | None:
     except UnicodeDecodeError:
         return None
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror or error}") from error
+        raise unreadable(path, error) from error

@@ -1,4 +1,4 @@
-"""Text files: a folder with one file for each split, or a single file that is cut into three."""
+"""Text files: a folder with one file for each split, or a single file cut into three splits."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from normtrain.data.reading import (
 )
 from normtrain.errors import UserError, unknown_name
 
-#: Corpora that are one file of 100,000,000 bytes, cut at 90 and at 95 million as is usual.
-CUT_BY_BYTES = ("enwik8", "text8")
+# Corpora of one file of 100,000,000 bytes, by convention cut at 90 and at 95 million.
+_CUT_BY_BYTES = ("enwik8", "text8")
 _BYTES = 100_000_000
 _CUTS = (0.9, 0.95)
 
-# Which endings hold running text, and which of them WikiText's articles under headings.
+# Endings of files with running text; some of them hold WikiText's articles under headings.
 _ENDINGS = ("txt", "tokens", "raw")
 _WITH_ARTICLES = ("tokens", "raw")
 _HEADING = re.compile(r" = [^=].*[^=] = ?\n")
 
 
 def load_folder(folder: Path, splits: Sequence[str] | None) -> dict[str, Documents]:
-    """Find the files of a folder: ``train.txt``, ``ptb.train.txt``, ``wiki.train.tokens``, ….
+    """Find the files of splits: ``train.txt``, ``ptb.train.txt``, ``wiki.train.tokens``, ….
 
-    A file is one document; a ``.tokens`` or ``.raw`` file is one for each of WikiText's articles.
+    A file is one document, but each WikiText article of a ``.tokens`` or ``.raw`` file is one.
 
     Args:
         folder: holds the files, plain or ``.gz``.
-        splits: which splits, by stem; None takes train, valid and, where there is one, test.
+        splits: which splits, by stem; None takes train, valid and, where it exists, test.
 
     Raises:
         UserError: a split has no file, or several.
@@ -61,32 +61,32 @@ def load_folder(folder: Path, splits: Sequence[str] | None) -> dict[str, Documen
 
 
 def find_text(folder: Path, split: str) -> Path | None:
-    """The file of a split, or None; ``train.txt`` goes before ``name.train.txt``, plain before gz.
+    """Return a split's file, or None; ``train.txt`` before ``name.train.txt``, plain before gz.
 
     Raises:
-        UserError: several files could be meant.
+        UserError: several files match equally well.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
     for stem in stems(split):
         for prefix in ("", r".+\."):
             pattern = rf"{prefix}{re.escape(stem)}\.(?:{'|'.join(_ENDINGS)})"
             for end in ("", r"\.gz"):
-                fitting = [name for name in names if re.fullmatch(pattern + end, name)]
-                if len(fitting) > 1:
+                matches = [name for name in names if re.fullmatch(pattern + end, name)]
+                if len(matches) > 1:
                     raise UserError(
                         f"{folder} has several files for the split {split!r}: "
-                        f"{', '.join(fitting)}; leave one there"
+                        f"{', '.join(matches)}; remove all but one"
                     )
-                if fitting:
-                    return folder / fitting[0]
+                if matches:
+                    return folder / matches[0]
     return None
 
 
 def file_documents(path: Path, begin: int = 0, end: int | None = None) -> Documents:
-    """What a file holds between two of its bytes; a byte-order mark at its beginning is left out.
+    """Return the documents between two byte offsets of a file, without a byte-order mark.
 
-    Reading raises `UserError` where the file isn't UTF-8 or a damaged ``.gz`` file, and `RunError`
-    where it can't be read.
+    Reading them raises `UserError` if the file isn't UTF-8 or is a damaged ``.gz`` file, and
+    `RunError` if it can't be read.
     """
     length = None if end is None else end - begin
     strict = not _is_cut_by_bytes(path)
@@ -114,26 +114,26 @@ def load_file(path: Path, splits: Sequence[str] | None) -> dict[str, Documents]:
     are cut after exactly 90 and 95 million bytes.
 
     Raises:
-        UserError: the file is too short or has too few lines, is damaged, or is named like one of
-            these two and has another size.
+        UserError: the file is empty, has too few lines or is damaged, or it is named ``enwik8`` or
+            ``text8`` and has another size.
         RunError: the file can't be read.
     """
-    wanted = chosen(splits)
+    wanted = fixed_splits(splits)
     first, second, size = _cuts(path)
-    borders = {"train": (0, first), "valid": (first, second), "test": (second, size)}
+    bounds = {"train": (0, first), "valid": (first, second), "test": (second, size)}
     if not 0 < first < second < size:
         raise UserError(
-            f"{path} has too few lines to be cut into train, valid and test; give a folder with "
+            f"{path} has too few lines to cut into train, valid and test; give a folder with "
             "train.txt, valid.txt and test.txt"
         )
-    return {split: file_documents(path, *borders[split]) for split in wanted}
+    return {split: file_documents(path, *bounds[split]) for split in wanted}
 
 
-def chosen(splits: Sequence[str] | None) -> Sequence[str]:
-    """The splits asked for, of a corpus that has these three and no other.
+def fixed_splits(splits: Sequence[str] | None) -> Sequence[str]:
+    """Return the requested splits of a corpus that has train, valid and test and no other.
 
     Raises:
-        UserError: there is no such split.
+        UserError: a split is not found.
     """
     for split in splits or ():
         if split not in SPLITS:
@@ -142,20 +142,20 @@ def chosen(splits: Sequence[str] | None) -> Sequence[str]:
 
 
 def standard_cuts(size: int, what: str) -> tuple[int, int, int]:
-    """Where ``enwik8`` and ``text8`` are cut, in bytes.
+    """Return where ``enwik8`` and ``text8`` are cut: the ends of the three splits, in bytes.
 
     Raises:
-        UserError: `size` is not theirs.
+        UserError: `size` is not 100,000,000.
     """
     if size != _BYTES:
-        raise UserError(f"{what} has {size:,} bytes instead of {_BYTES:,}; it is another text")
+        raise UserError(f"{what} must have {_BYTES:,} bytes, got {size:,}; it is another text")
     return round(_BYTES * _CUTS[0]), round(_BYTES * _CUTS[1]), _BYTES
 
 
 def articles(texts: Iterable[str]) -> Iterator[Piece]:
-    """Cut text in WikiText's form before the blank line that stands above each article's heading.
+    """Cut text in WikiText's format before the blank line above each article's heading.
 
-    A heading is a line ``= Title =`` between blank lines; ``= = Section = =`` is none.
+    A heading is a line ``= Title =`` between blank lines; ``= = Section = =`` is no heading.
     """
     held: list[str] = []
     size, begun = 0, False
@@ -177,13 +177,13 @@ def articles(texts: Iterable[str]) -> Iterator[Piece]:
 
 
 def _whole_lines(texts: Iterable[str]) -> Iterator[str]:
-    """Lines with their ends; a part of a line that is too long to be held is one by itself."""
+    """Lines with their ends; each part of a line too long for one piece counts as a line."""
     for text in texts:
         yield from io.StringIO(text, newline="\n")
 
 
 def _is_cut_by_bytes(path: Path) -> bool:
-    return path.name.removesuffix(".gz") in CUT_BY_BYTES
+    return path.name.removesuffix(".gz") in _CUT_BY_BYTES
 
 
 def _cuts(path: Path) -> tuple[int, int, int]:
@@ -203,5 +203,5 @@ def _cuts(path: Path) -> tuple[int, int, int]:
         except OSError as error:
             raise unreadable(path, error) from error
     if not size:
-        raise UserError(f"{path} is empty; it needs text")
+        raise UserError(f"{path} is empty; it must have text")
     return cuts[0], cuts[1], size

@@ -15,11 +15,11 @@ from normtrain.data.documents import (
 )
 from normtrain.data.hub import download, find_commit, select_splits
 from normtrain.errors import RunError, UserError
-from normtrain.tasks.language.text_files import articles, chosen, standard_cuts
+from normtrain.tasks.language.text_files import articles, fixed_splits, standard_cuts
 
 WIKITEXT = "Salesforce/wikitext"
 ENWIK8 = "LTCB/enwik8"
-#: The tokenised, word-level versions.
+#: The tokenized, word-level versions.
 CONFIGURATIONS = {"wikitext2": "wikitext-2-v1", "wikitext103": "wikitext-103-v1"}
 
 #: A loader takes (repository, configuration, revision) and returns split name to dataset.
@@ -29,7 +29,7 @@ _OFFLINE = (
     "train offline with '--data python', or on your own text with '--data DIR' (train.txt, "
     "valid.txt, test.txt) or '--data FILE'"
 )
-# The dataset is a script, which is not run; the Hub keeps its rows as data files in this branch.
+# The dataset itself is a script, which is not run; this branch holds its rows as data files.
 _ENWIK8_ROWS, _ENWIK8_BRANCH = "enwik8-raw", "refs/convert/parquet"
 _ROWS = 256
 
@@ -48,7 +48,7 @@ def load_hub_text(
 
     Args:
         repository: ``owner/name``.
-        configuration: which of the dataset's configurations; None takes its only one.
+        configuration: the dataset's configuration; None takes the only one.
         revision: a branch, tag or commit (of enwik8, one that holds its rows as data files); None
             takes the newest.
         splits: which splits; None takes train, valid and, where it exists, test.
@@ -58,7 +58,7 @@ def load_hub_text(
         The splits, and the commit that was read, None where it can't be told.
 
     Raises:
-        UserError: no such dataset, configuration, revision or split, or no ``text`` column.
+        UserError: the dataset, configuration, revision, split or ``text`` column is not found.
         RunError: the Hub can't be reached and the dataset isn't cached.
     """
     if repository == ENWIK8:
@@ -75,21 +75,21 @@ def load_hub_text(
 def _load_enwik8(
     revision: str | None, splits: Sequence[str] | None, loader: Loader | None
 ) -> tuple[dict[str, Documents], str | None]:
-    wanted = chosen(splits)
+    wanted = fixed_splits(splits)
     revision = revision or _ENWIK8_BRANCH
     try:
         tables = (loader or _download)(ENWIK8, _ENWIK8_ROWS, revision)
     except (UserError, RunError) as error:
-        hint = "; or fetch the file enwik8 itself and give it with '--data ./enwik8'"
+        hint = "; or download the file enwik8 itself and give it with '--data ./enwik8'"
         raise type(error)(f"{error}{hint}") from error
     table = _text_column(ENWIK8, tables["train"])
     first, second, size = standard_cuts(len(_joined(table)), f"the dataset {ENWIK8}")
-    borders = {"train": (0, first), "valid": (first, second), "test": (second, size)}
+    bounds = {"train": (0, first), "valid": (first, second), "test": (second, size)}
     commit = find_commit(ENWIK8, revision, [tables["train"]], ask=loader is None)
-    return {split: _stretch(table, *borders[split]) for split in wanted}, commit
+    return {split: _between(table, *bounds[split]) for split in wanted}, commit
 
 
-def _stretch(table: Any, begin: int, end: int) -> Documents:
+def _between(table: Any, begin: int, end: int) -> Documents:
     def read() -> Iterator[Piece]:
         return document(in_pieces(io.BytesIO(_joined(table)[begin:end]), strict=False))
 
@@ -107,7 +107,7 @@ def _rows_as_documents(table: Any) -> Documents:
 def _wikitext(table: Any) -> Documents:
     def lines() -> Iterator[str]:
         for text in _texts(table):
-            # On the Hub a blank line is empty; in the files it is a space, as every line has one.
+            # A blank line is empty on the Hub, but a space in WikiText's own files.
             yield text if text.endswith("\n") else (text or " ") + "\n"
 
     return Documents(lambda: articles(lines()))
@@ -117,10 +117,10 @@ def _text_column(repository: str, table: Any) -> Any:
     names = list(table.column_names)
     if "text" not in names:
         raise UserError(
-            f"the dataset {repository} has the columns {', '.join(names)}; it needs 'text'"
+            f"the dataset {repository} has the columns {', '.join(names)}; expected 'text'"
         )
     if getattr(table.features["text"], "dtype", None) not in ("string", "large_string"):
-        raise UserError(f"the column 'text' of the dataset {repository} does not hold text")
+        raise UserError(f"the column 'text' of the dataset {repository} must hold strings")
     return table.select_columns("text")
 
 
@@ -134,5 +134,5 @@ def _download(
     repository: str, configuration: str | None, revision: str | None
 ) -> Mapping[str, Any]:
     # In the branch of data files a configuration is a folder.
-    chosen_by = "data_dir" if repository == ENWIK8 else "name"
-    return download(repository, _OFFLINE, revision=revision, **{chosen_by: configuration})
+    option = "data_dir" if repository == ENWIK8 else "name"
+    return download(repository, _OFFLINE, revision=revision, **{option: configuration})

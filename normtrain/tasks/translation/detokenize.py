@@ -92,7 +92,7 @@ def detokenize(line: str, lang: str = "vi") -> str:
 def _place(
     tokens: list[str], i: int, open_quotes: set[str], rules: _Rules
 ) -> tuple[str, bool, bool]:
-    """What to write for token ``i``, and whether it joins the token before it, and the next."""
+    """The text of token ``i``, and whether it joins the token before it, and the next."""
     token = tokens[i]
     before = tokens[i - 1] if i else ""
     after = tokens[i + 1] if i + 1 < len(tokens) else ""

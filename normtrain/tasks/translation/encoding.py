@@ -1,4 +1,4 @@
-"""Encoded pairs on disk, memory-mapped through `datasets`; the second start reads the first's."""
+"""Encoded sentence pairs, cached on disk and memory-mapped through `datasets`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _DATA, _REPORT = "pairs.arrow", "report.json"
 
 @dataclass(frozen=True)
 class EncodingReport:
-    """What became of the pairs of a split.
+    """How many pairs of a split were kept, dropped and truncated.
 
     Lengths are in positions: the tokens of a side and its EOS (or BOS).
 
     Attributes:
-        pairs: how many there were.
-        empty: dropped from training since a side had no text.
-        too_long: dropped from training since a side was longer than `max_length`.
-        truncated_sources: outside training, sources cut to `max_length`.
-        truncated_targets: outside training, targets cut to `max_length`. Only the loss sees them:
-            BLEU is counted on text.
-        longest_source: the longest source before anything was dropped or cut.
+        pairs: number of pairs before dropping.
+        empty: dropped from training because a side had no text.
+        too_long: dropped from training because a side was longer than `max_length`.
+        truncated_sources: outside training, sources truncated to `max_length`.
+        truncated_targets: outside training, targets truncated to `max_length`. This affects the
+            loss only: BLEU is computed on text.
+        longest_source: the longest source before dropping and truncating.
         longest_target: the same for targets.
         max_length: the limit.
     """
@@ -49,11 +49,11 @@ class EncodingReport:
 
     @property
     def dropped(self) -> int:
-        """Pairs that are not in the encoded data."""
+        """Number of pairs that are not in the encoded data."""
         return self.empty + self.too_long
 
     def lines(self, split: str) -> list[str]:
-        """What a person should know of this split, in sentences."""
+        """Describe the split in sentences, for the log."""
         text = [f"{split}: {self.pairs - self.dropped:,} pairs"]
         if self.empty:
             text.append(f"{split}: dropped {self.empty:,} pairs with an empty side")
@@ -66,14 +66,20 @@ class EncodingReport:
         for count, side in ((self.truncated_sources, "source"), (self.truncated_targets, "target")):
             if count:
                 text.append(
-                    f"{split}: cut {count:,} {side} sentences to max_length={self.max_length} "
-                    f"({longest})"
+                    f"{split}: truncated {count:,} {side} sentences to "
+                    f"max_length={self.max_length} ({longest})"
                 )
         return text
 
 
 class Ragged:
-    """Rows of different lengths in one flat array; a row is a view of it."""
+    """Sequences of different lengths in one flat array.
+
+    Attributes:
+        values: all sequences, one after the other.
+        starts: (sequences,) int64, position of the first value of each.
+        lengths: (sequences,) int64.
+    """
 
     def __init__(self, values: NDArray[np.int32], offsets: NDArray[np.int32]) -> None:
         self.values = values
@@ -81,7 +87,7 @@ class Ragged:
         self.lengths = np.diff(offsets).astype(np.int64)
 
     def row(self, i: int) -> NDArray[np.int32]:
-        """Row i, read-only and not copied."""
+        """Return sequence i, a read-only view."""
         start = self.starts[i]
         return self.values[start : start + self.lengths[i]]
 
@@ -93,7 +99,7 @@ class EncodedPairs:
         source_lengths: (pairs,) int64, tokens without BOS and EOS.
         target_lengths: the same for the targets.
         index: (pairs,) int64, the line in the split's files that each pair came from.
-        report: what was dropped or cut.
+        report: what was dropped or truncated.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -113,15 +119,6 @@ class EncodedPairs:
     def __len__(self) -> int:
         return len(self.source_lengths)
 
-    def get(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Pair i: source and target ids, without BOS and EOS, as read-only views."""
-        return self.source.row(i), self.target.row(i)
-
-    @property
-    def dropped(self) -> int:
-        """Pairs of the split that are not here."""
-        return self.report.dropped
-
     def __reduce__(self) -> tuple[Any, ...]:
         # A worker process maps the file again and copies nothing.
         return type(self), (str(self._folder),)
@@ -135,14 +132,14 @@ def encode_pairs(
     cache_dir: str | os.PathLike[str] | None = None,
     name: str,
 ) -> EncodedPairs:
-    """Encode a split, or map what an earlier start encoded.
+    """Encode a split, or map its cached encoding.
 
     Args:
         pairs: the text.
         tokenizer: encodes both sides.
-        max_length: positions a side may take, its EOS included. In the split ``"train"`` longer
+        max_length: positions of a side at most, its EOS included. In the split ``"train"`` longer
             pairs, and pairs with an empty side, are dropped; in any other split nothing is dropped
-            and longer sides are cut.
+            and longer sides are truncated.
         cache_dir: see `normtrain.data.cache.cache_root`.
         name: the split.
 
@@ -151,7 +148,7 @@ def encode_pairs(
         RunError: the cache can't be written.
     """
     if max_length < 2:
-        raise UserError(f"max_length is {max_length}; it must be at least 2")
+        raise UserError(f"max_length must be >= 2, got {max_length}")
     train = name == "train"
     settings = json.dumps({"version": _VERSION, "max_length": max_length, "train": train})
     key = fingerprint(settings, pairs.fingerprint, tokenizer.fingerprint)
@@ -159,14 +156,14 @@ def encode_pairs(
     def build(folder: Path) -> None:
         _build(folder, pairs, tokenizer, max_length, train)
 
-    entry, _ = cached_entry(cache_root(cache_dir), f"pairs-{key[:24]}", build)
+    entry = cached_entry(cache_root(cache_dir), f"pairs-{key[:24]}", build)
     return EncodedPairs(entry)
 
 
 def cached_tokenizer(
     pairs: Pairs, vocab_size: int, cache_dir: str | os.PathLike[str] | None = None
 ) -> Tokenizer:
-    """Train the joint tokenizer on both sides of a split, or read the one trained before.
+    """Train the joint tokenizer on both sides of a split, or read the cached one.
 
     Raises:
         UserError: as `train_tokenizer` does.
@@ -181,7 +178,7 @@ def cached_tokenizer(
         trained = train_tokenizer([*pairs.source, *pairs.target], vocab_size)
         (folder / "tokenizer.json").write_text(trained.to_json(), encoding="utf-8")
 
-    entry, _ = cached_entry(cache_root(cache_dir), f"tokenizer-{key[:24]}", build)
+    entry = cached_entry(cache_root(cache_dir), f"tokenizer-{key[:24]}", build)
     return Tokenizer.from_json((entry / "tokenizer.json").read_text(encoding="utf-8"))
 
 
@@ -219,12 +216,12 @@ def _build(folder: Path, pairs: Pairs, tokenizer: Tokenizer, max_length: int, tr
 
 
 def _write(path: Path, columns: dict[str, list[list[int]]], index: NDArray[np.int64]) -> None:
-    """Write `datasets`' own file format as one record batch, so that a column is one array."""
+    """Write an Arrow file as one record batch, so that a column is one array."""
     import pyarrow as pa
     from datasets.arrow_writer import ArrowWriter
 
-    kind = pa.list_(pa.int32())
-    arrays = {name: pa.array(rows, type=kind) for name, rows in columns.items()}
+    ids = pa.list_(pa.int32())
+    arrays = {name: pa.array(rows, type=ids) for name, rows in columns.items()}
     table = pa.table({**arrays, "index": pa.array(index, type=pa.int64())})
     with ArrowWriter(path=str(path)) as writer:
         writer.write_table(table, writer_batch_size=max(1, table.num_rows))

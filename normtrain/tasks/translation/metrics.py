@@ -1,4 +1,4 @@
-"""BLEU and chrF of a whole corpus by sacreBLEU, with the signatures that make them comparable."""
+"""Corpus BLEU and chrF by sacreBLEU, with the signatures that make scores comparable."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from normtrain.tasks.translation.detokenize import detokenize
 
 @dataclass(frozen=True)
 class TokenizedBleu:
-    """BLEU of tokenised files just as they are, which is what older papers report.
+    """BLEU of tokenized text without detokenizing it, as reported in older papers.
 
     Attributes:
-        bleu_13a: with sacreBLEU's 13a tokenisation on top; it changes little on such text.
-        bleu_none: splitting at white space only, like ``multi-bleu.perl``.
+        bleu_13a: with sacreBLEU's 13a tokenization on top; it changes little on such text.
+        bleu_none: split at white space only, as by ``multi-bleu.perl``.
         signature_13a: of ``bleu_13a``.
         signature_none: of ``bleu_none``.
     """
@@ -29,18 +29,18 @@ class TokenizedBleu:
 
 @dataclass(frozen=True)
 class Scores:
-    """How near a corpus of translations comes to its references.
+    """Scores of a corpus of translations against its references.
 
     Attributes:
-        bleu: BLEU in percent, 13a tokenisation of detokenised text.
-        bleu_signature: sacreBLEU's, to print beside it.
+        bleu: BLEU in percent, 13a tokenization of detokenized text.
+        bleu_signature: sacreBLEU's.
         precisions: of 1- to 4-grams, in percent.
         brevity_penalty: 1 unless the translations are shorter than the references.
-        length_ratio: words in the translations by words in the references.
+        length_ratio: words in the translations divided by words in the references.
         chrf: chrF2 in percent (character 1- to 6-grams, beta 2, no words).
         chrf_signature: sacreBLEU's.
-        sentences: how many were compared.
-        tokenized: BLEU of the text as it is, where it comes tokenised; else None.
+        sentences: number of sentences.
+        tokenized: BLEU without detokenizing, if both sides are tokenized; else None.
     """
 
     bleu: float
@@ -54,7 +54,7 @@ class Scores:
     tokenized: TokenizedBleu | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain types, ready for JSON."""
+        """Return all scores as plain types, ready for JSON."""
         return asdict(self) | {"precisions": list(self.precisions)}
 
 
@@ -71,9 +71,9 @@ def score(
     Args:
         hypotheses: one translation a sentence; may be empty strings.
         references: as many; may be empty strings.
-        tokenized: the references come tokenised. They are then detokenised for BLEU and chrF.
-        tokenized_output: the translations do, as from a model of tokenised text; by default as
-            the references. Where both do they are scored a second time as they are.
+        tokenized: the references are tokenized; they are then detokenized for BLEU and chrF.
+        tokenized_output: the translations are tokenized, as those of a model trained on tokenized
+            text; None takes `tokenized`. If both are, they are also scored without detokenizing.
         target_lang: language code, for detokenization; BLEU's own tokenization is 13a for all.
 
     Returns:
@@ -85,19 +85,19 @@ def score(
     if len(hypotheses) != len(references):
         raise UserError(
             f"{len(hypotheses)} translations for {len(references)} references; "
-            "they must be line for line the same sentences"
+            "both must have one line for each sentence"
         )
     if not references:
-        raise UserError("there is nothing to score: no translation and no reference")
+        raise UserError("there are no sentences to score")
     from sacrebleu.metrics.chrf import CHRF
 
-    as_they_are = None
+    as_tokenized = None
     if tokenized_output is None:
         tokenized_output = tokenized
     if tokenized and tokenized_output:
         with_13a, signature_13a = _bleu(hypotheses, references, "13a")
         with_none, signature_none = _bleu(hypotheses, references, "none")
-        as_they_are = TokenizedBleu(with_13a.score, with_none.score, signature_13a, signature_none)
+        as_tokenized = TokenizedBleu(with_13a.score, with_none.score, signature_13a, signature_none)
     if tokenized_output:
         hypotheses = [detokenize(line, target_lang) for line in hypotheses]
     if tokenized:
@@ -114,13 +114,13 @@ def score(
         chrf=chrf_score,
         chrf_signature=str(chrf.get_signature()),
         sentences=len(references),
-        tokenized=as_they_are,
+        tokenized=as_tokenized,
     )
 
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[str], tokenize: str) -> tuple[Any, str]:
     from sacrebleu.metrics.bleu import BLEU
 
-    # force: sacreBLEU warns of tokenised text, and here that is either known or undone.
+    # force: no warning about tokenized text, which is intended here or was detokenized.
     metric = BLEU(tokenize=tokenize, force=True)
     return metric.corpus_score(list(hypotheses), [list(references)]), str(metric.get_signature())

@@ -1,7 +1,7 @@
-"""One byte-pair encoding for both languages, which gives back any text it is given.
+"""A joint byte-pair encoding of both languages, lossless for any text.
 
 The layout follows SentencePiece (Kudo and Richardson 2018): words start with ``▁``, and a
-character that isn't in the vocabulary is written as its UTF-8 bytes, so nothing ever is unknown.
+character that isn't in the vocabulary is encoded as its UTF-8 bytes, so nothing is unknown.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 class Tokenizer:
     """A trained tokenizer. ``decode(encode(text))`` is the text in NFC with white space folded.
 
-    The text of a user never gives a special id: ``"</s>"`` is encoded as four characters. Lone
-    surrogates, which UTF-8 can't hold, become ``?``.
+    Text is never encoded as a special id: ``"</s>"`` is encoded as four characters. Lone
+    surrogates, which UTF-8 can't represent, become ``?``.
 
     Attributes:
         vocab_size: ids are 0 to vocab_size-1; `PAD`, `BOS`, `EOS` and `UNK` are 0 to 3.
@@ -43,18 +43,18 @@ class Tokenizer:
         self._core = core
         tokens = [core.id_to_token(i) for i in range(core.get_vocab_size())]
         if tokens[: len(_RESERVED)] != _RESERVED:
-            raise UserError("this tokenizer is not one of normtrain's: its first ids differ")
+            raise UserError("the tokenizer was not made by normtrain: its first ids differ")
         self._bytes = [b""] * _BYTE_0 + [bytes([b]) for b in range(256)]
         self._bytes += [t.replace(_MARK, " ").encode() for t in tokens[len(_RESERVED) :]]
         self._alphabet = {t for t in tokens if len(t) == 1}
         self.vocab_size: int = len(tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without BOS and EOS; the empty text gives no id."""
+        """Return the ids of a text, without BOS and EOS; the empty text gives none."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts, on all cores."""
+        """Return the ids of many texts, encoded on all cores."""
         folded = [fold(_encodable(text)) for text in texts]
         marked = [i for i, text in enumerate(folded) if _MARK in text]
         stand_ins = {i: self._stand_in(folded[i]) for i in marked}
@@ -67,16 +67,16 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ids and ids outside the vocabulary are left out.
+        """Return the text of ids; special ids and ids outside the vocabulary are left out.
 
-        Bytes that aren't UTF-8, as a model may write them, become U+FFFD.
+        Bytes that aren't UTF-8, which a model may generate, become U+FFFD.
         """
         table, size = self._bytes, self.vocab_size
         raw = b"".join(table[i] for i in map(int, ids) if 0 <= i < size)
         return raw.decode("utf-8", "replace").removeprefix(" ")
 
     def to_json(self) -> str:
-        """The tokenizer as the JSON text that the `tokenizers` library reads."""
+        """Return the tokenizer as JSON text that the `tokenizers` library reads."""
         return self._core.to_str()
 
     @classmethod
@@ -91,7 +91,7 @@ class Tokenizer:
         try:
             core = Core.from_str(text)
         except Exception as error:
-            raise UserError(f"this is not a tokenizer file: {on_one_line(error)}") from error
+            raise UserError(f"the text is not a tokenizer file: {on_one_line(error)}") from error
         return cls(core)
 
     @property
@@ -100,8 +100,8 @@ class Tokenizer:
         return fingerprint(TOKENIZER_VERSION, self.to_json())
 
     def _stand_in(self, text: str) -> str:
-        """A character for a literal ``▁``, which would else read as a space: never in Unicode
-        text (a noncharacter), three bytes in UTF-8 as ``▁`` is, not in this text or vocabulary."""
+        """A replacement for a literal ``▁``, which would be decoded as a space: a noncharacter of
+        three UTF-8 bytes like ``▁``, in neither this text nor the vocabulary."""
         taken = set(text) | self._alphabet
         candidates = [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)]
         return next(c for c in map(chr, candidates) if c not in taken)
@@ -114,13 +114,13 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Args:
         lines: sentences of both languages.
-        vocab_size: how many ids at most, with the 4 special ones and 256 bytes; at least 300.
+        vocab_size: ids at most, with the 4 special ones and 256 bytes; at least 300.
 
     Raises:
         UserError: `vocab_size` is too small, or there is no text.
     """
     if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(f"vocab_size is {vocab_size}; it must be at least {MIN_VOCAB_SIZE}")
+        raise UserError(f"vocab_size must be >= {MIN_VOCAB_SIZE}, got {vocab_size}")
     from tokenizers import Tokenizer as Core
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -137,7 +137,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> Tokenizer:
 def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
     """Put the learned vocabulary behind the reserved ids.
 
-    The special tokens are no "added tokens" of the library, which would be found in users' text;
+    The special tokens are not "added tokens" of the library, which would be found in the text;
     merges that would spell a reserved name are left out for the same reason.
     """
     from tokenizers import Tokenizer as Core
@@ -169,7 +169,7 @@ def _build(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Any:
 
 
 def _common_characters(texts: list[str], limit: int) -> list[str]:
-    """Turn all but the `limit` commonest characters into spaces: rare ones are left to bytes.
+    """Replace all but the `limit` most frequent characters by spaces: rare ones become bytes.
 
     The trainer has such a limit too, but breaks ties by the order of a hash table.
     """
@@ -177,7 +177,7 @@ def _common_characters(texts: list[str], limit: int) -> list[str]:
     for character in ("\n", " ", _MARK):
         counts.pop(character, None)
     if not counts:
-        raise UserError("there is no text to train a tokenizer on")
+        raise UserError("the training split has no text to train a tokenizer on")
     ranked = sorted(counts, key=lambda c: (-counts[c], c))
     rare = dict.fromkeys(map(ord, [*ranked[max(1, limit) :], _MARK]), " ")
     if len(rare) == 1 and not any(_MARK in text for text in texts):
@@ -195,11 +195,11 @@ def _encodable(text: str) -> str:
 
 
 def _swap_bytes(ids: list[int], old: str, new: str) -> list[int]:
-    """Write the bytes of `new` wherever the bytes of `old` stand; both are three bytes long."""
+    """Replace the bytes of `old` by those of `new`; both are three bytes long."""
     find = [_BYTE_0 + byte for byte in old.encode()]
-    put = [_BYTE_0 + byte for byte in new.encode()]
+    replacement = [_BYTE_0 + byte for byte in new.encode()]
     out = list(ids)
     for i in range(len(out) - 2):
         if out[i : i + 3] == find:
-            out[i : i + 3] = put
+            out[i : i + 3] = replacement
     return out

@@ -203,9 +203,9 @@ class Held:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (None, "there is no checkpoint at"),
-        (b"", "cut short"),
-        (b"not a checkpoint", "cut short, damaged"),
+        (None, "checkpoint .* not found"),
+        (b"", "truncated, damaged"),
+        (b"not a checkpoint", "truncated, damaged"),
         ({"weights": 3}, "has no state_dict"),
         ({"state_dict": Held()}, "would have to be executed"),
         ({"state_dict": {}, "normtrain": {"version": 9}}, "version 9"),

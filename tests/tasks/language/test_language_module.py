@@ -120,7 +120,7 @@ def test_document_marks_can_be_left_out(folder: Path) -> None:
     [
         ({"window": 100_000, "max_tokens": 200_000}, "too few for a window of 100000"),
         ({"max_tokens": 15}, "max_tokens must be >= window"),
-        ({"vocab_size": 20}, "bpe needs at least 257"),
+        ({"vocab_size": 20}, "vocab_size must be >= 257"),
         ({"splits": ["train", "tset"]}, r"has no tset\.txt"),
     ],
 )

@@ -76,7 +76,7 @@ def probabilities(
     return [weights[i] / total if i in kept else 0.0 for i in range(len(logits))]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     logits=st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=9),
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
@@ -112,11 +112,17 @@ def test_a_filter_keeps_its_dtype_and_survives_extremes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperature", "k", "p"), [(1.0, None, None), (0.5, None, None), (2.0, 5, None), (1.0, 6, 0.8)]
+    ("temperature", "k", "p"),
+    [
+        (0.5, None, None),
+        pytest.param(1.0, None, None, marks=pytest.mark.extended),
+        pytest.param(2.0, 5, None, marks=pytest.mark.extended),
+        pytest.param(1.0, 6, 0.8, marks=pytest.mark.extended),
+    ],
 )
 def test_draws_follow_the_probabilities(temperature: float, k: int | None, p: float | None) -> None:
     logits = torch.randn(VOCAB, generator=torch.Generator().manual_seed(4)) * 1.5
-    model, draws = Fixed(logits.repeat(VOCAB, 1)), 6000
+    model, draws = Fixed(logits.repeat(VOCAB, 1)), 3000
     found = Counter(
         generate(model, [0], max_tokens=draws, temperature=temperature, top_k=k, top_p=p, seed=5)
     )
@@ -138,30 +144,12 @@ def test_a_seed_repeats_itself_and_no_other() -> None:
     def tokens(seed: int | None) -> list[int]:
         return list(generate(model, [1, 2], max_tokens=30, seed=seed))
 
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
     assert tokens(3) == tokens(3)
     different = {tuple(tokens(seed)) for seed in (3, 4, None, None)}
     assert len(different) == 4
-
-
-def test_the_global_generator_is_not_drawn_from() -> None:
-    torch.manual_seed(7)
-    before = torch.get_rng_state()
-    for seed in (None, 1):
-        list(generate(MODEL, [1], max_tokens=5, seed=seed))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("positions", ["rotary", "learned", "none"])
-def test_greedy_takes_the_whole_models_likeliest_token(positions: str) -> None:
-    model = lm(positions=positions).eval()
-    found = list(generate(model, [3, 1], max_tokens=25, temperature=0, top_k=4, top_p=0.3))
-    text = [3, 1]
-    with torch.no_grad():
-        for token in found:
-            assert token == int(model(torch.tensor([text]))[0, -1].argmax())
-            text.append(token)
-    assert len(found) == 25
-    assert len(set(found)) > 1
+    assert torch.equal(torch.get_rng_state(), before)  # the global generator is not used
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 8])
@@ -186,17 +174,21 @@ def test_a_full_window_goes_on_from_its_last_half(window: int, length: int) -> N
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal", "none"])
-def test_a_models_text_goes_past_its_positions(positions: str) -> None:
+def test_greedy_takes_the_most_likely_token_of_the_whole_model(positions: str) -> None:
     model = lm(max_positions=8, positions=positions).eval()
-    found = list(generate(model, [1, 2, 3], max_tokens=30, temperature=0))
-    text, window = [1, 2, 3], [1, 2, 3]
+    with torch.no_grad():
+        for parameter in model.parameters():  # or the text would repeat one token
+            parameter.mul_(2)
+    found = list(generate(model, [1, 2, 3], max_tokens=30, temperature=0, top_k=4, top_p=0.3))
+    context = [1, 2, 3]
     for token in found:
-        if len(window) > 8:
-            window = window[-4:]
+        if len(context) > 8:
+            context = context[-4:]
         with torch.no_grad():
-            assert token == int(model(torch.tensor([window]))[0, -1].argmax())
-        text.append(token)
-        window.append(token)
+            assert token == int(model(torch.tensor([context]))[0, -1].argmax())
+        context.append(token)
+    assert len(found) == 30
+    assert len(set(found)) > 1
 
 
 def test_a_stop_token_ends_the_text_and_is_kept_back() -> None:
@@ -229,7 +221,7 @@ def test_the_model_is_the_callers_between_tokens() -> None:
 
 def test_the_mode_comes_back_after_a_failure() -> None:
     model = Fixed(torch.full((VOCAB, VOCAB), torch.nan))
-    with pytest.raises(RunError, match="NaN or infinite logits for generated token 1"):
+    with pytest.raises(RunError, match="NaN or Inf logits for generated token 1"):
         list(generate(model, [1], max_tokens=3))
     assert model.training
     assert torch.is_grad_enabled()
@@ -239,22 +231,17 @@ def test_the_mode_comes_back_after_a_failure() -> None:
     ("changes", "message"),
     [
         ({"prompt_ids": []}, "the prompt is empty; start it with the end-of-text token"),
-        ({"prompt_ids": [1, 11]}, "prompt token 11 is not among the model's 11 tokens"),
-        ({"prompt_ids": [-1]}, "prompt token -1 is not among"),
-        ({"stop_ids": [2, 12]}, "stop token 12 is not among"),
-        ({"max_tokens": 0}, "max_tokens is 0; it must be at least 1"),
-        ({"temperature": -0.1}, "temperature is -0.1; it must be 0 or more"),
-        ({"temperature": math.nan}, "temperature is nan"),
-        ({"temperature": math.inf}, "temperature is inf"),
-        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
-        ({"top_p": 1.5}, "top_p is 1.5"),
-        ({"top_p": math.nan}, "top_p is nan"),
+        ({"prompt_ids": [1, 11]}, "prompt token ids must be >= 0 and < 11, got 11"),
+        ({"prompt_ids": [-1]}, "prompt token ids .* got -1"),
+        ({"stop_ids": [2, 12]}, "stop token ids .* got 12"),
+        ({"max_tokens": 0}, "max_tokens must be >= 1"),
+        *(({"temperature": t}, f"temperature .* got {t}") for t in (-0.1, math.nan, math.inf)),
+        ({"top_k": 0}, "top_k must be >= 1"),
+        *(({"top_p": p}, f"top_p must be > 0 and <= 1, got {p}") for p in (0.0, 1.5, math.nan)),
     ],
 )
 def test_wrong_arguments_are_refused_at_the_call(changes: dict[str, Any], message: str) -> None:
     settings = {"prompt_ids": [1], "max_tokens": 3} | changes
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         generate(MODEL, settings.pop("prompt_ids"), **settings)
-    assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -124,9 +124,9 @@ def test_a_batch_is_padded_as_the_model_expects(encoded: EncodedPairs) -> None:
     assert {name: tensor.dtype for name, tensor in batch.items()} == dict.fromkeys(
         ["source", "target_in", "target_out", "index"], torch.int64
     )
-    wide = [max(len(encoded.get(i)[side]) for i in rows) + 1 for side in (0, 1)]
+    wide = [max(len(side.row(i)) for i in rows) + 1 for side in (encoded.source, encoded.target)]
     for place, i in enumerate(rows):
-        source, target = (ids.tolist() for ids in encoded.get(i))
+        source, target = (side.row(i).tolist() for side in (encoded.source, encoded.target))
         assert batch["source"][place].tolist() == padded([*source, EOS], wide[0])
         assert batch["target_in"][place].tolist() == padded([BOS, *target], wide[1])
         assert batch["target_out"][place].tolist() == padded([*target, EOS], wide[1])

@@ -52,7 +52,7 @@ def test_everything_is_there_after_setup(folder: Path, capfd: pytest.CaptureFixt
     report = "\n".join(module.report)
     assert "dropped 1 pairs with an empty side" in report
     assert "dropped 1 pairs longer than max_length=40" in report
-    assert "valid: cut 1 target sentences" in report
+    assert "valid: truncated 1 target sentences" in report
     assert "5,000 asked" in report
     assert "of target positions are real" in report
     assert "revision v1 has no effect" in report

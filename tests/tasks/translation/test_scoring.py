@@ -97,7 +97,7 @@ def test_to_dict_is_plain() -> None:
 def test_wrong_counts_are_an_error() -> None:
     with pytest.raises(UserError, match="2 translations for 3 references"):
         score(HYPOTHESES[:2], REFERENCES, tokenized=False)
-    with pytest.raises(UserError, match="nothing to score"):
+    with pytest.raises(UserError, match="no sentences to score"):
         score([], [], tokenized=False)
 
 

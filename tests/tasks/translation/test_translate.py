@@ -178,7 +178,7 @@ def test_out_of_memory_says_what_to_lower(
 
 @pytest.mark.parametrize("name", ["beam", "max_length", "max_source"])
 def test_wrong_numbers(model: Copier, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is 0"):
+    with pytest.raises(UserError, match=f"{name} must be >= 1"):
         translate_lines(model, Letters(), ["abc"], **(OPTIONS | {name: 0}))
 
 

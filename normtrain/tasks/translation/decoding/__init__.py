@@ -1,1 +1,1 @@
-"""Translate by beam search."""
+"""Translation by beam search."""

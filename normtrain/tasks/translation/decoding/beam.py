@@ -1,17 +1,17 @@
 """Batched beam search over any model that decodes step by step.
 
-What is searched: a hypothesis' log-probability is the sum of the model's log-softmax over its
-tokens and its EOS; its score is that sum divided by the length penalty of Wu et al. 2016
-(arXiv:1609.08144, equation 14), ``((5 + length) / 6) ** alpha``, the length counting the EOS.
+The log-probability of a hypothesis is the sum of the model's log-softmax over its tokens and its
+EOS; its score is that sum divided by the length penalty of Wu et al. 2016 (arXiv:1609.08144,
+equation 14), ``((5 + length) / 6) ** alpha``, where the length counts the EOS.
 
-One step, for every sentence: the live hypotheses' continuations are ranked together; those among
-the best ``beam`` that are an EOS are finished, and the best ``beam`` that are not go on. Equal
-scores are ranked by hypothesis, then by logit, then by token id, so the result is a function of
-the logits alone. A sentence ends only when no live hypothesis can still reach its ``beam``
-finished ones: stopping early never changes what comes out.
+In each step, for every sentence, the continuations of the live hypotheses are ranked together.
+Those among the best ``beam`` that end in EOS are finished; the best ``beam`` of the others stay
+live. Equal scores are ranked by hypothesis, then by logit, then by token id, so the result is a
+function of the logits alone. A sentence ends only when no live hypothesis can still score better
+than its ``beam`` finished ones: stopping early never changes the result.
 
 Shapes: B sentences still in the batch, K beams, R = B * K rows (row-major by sentence), V tokens
-in the vocabulary, C candidates a row.
+in the vocabulary, C candidates of a row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from normtrain.tasks.translation.decoding.candidates import row_candidates
 
 
 class BeamState(Protocol):
-    """What a model remembers between steps: its caches, laid out as B * K rows."""
+    """A model's state between steps: its caches, laid out as B * K rows."""
 
     def reorder(self, index: Tensor) -> None:
         """Make row ``i`` a copy of the old row ``index[i]`` ((R,) int64, within a sentence)."""
@@ -37,7 +37,7 @@ class BeamState(Protocol):
 
 
 class StepModel(Protocol):
-    """A model that can be decoded. ``Seq2Seq`` is one."""
+    """A model that can be decoded step by step, such as ``Seq2Seq``."""
 
     def start(self, source: Tensor, beams: int, max_length: int) -> BeamState:
         """Encode ``source`` (B, S) for at most ``max_length`` steps of ``B * beams`` rows."""
@@ -48,11 +48,11 @@ class StepModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """One finished output.
+    """A finished output.
 
     Attributes:
         tokens: the token ids, without BOS and EOS.
-        score: ``log_prob`` divided by the length penalty; what hypotheses are ranked by.
+        score: ``log_prob`` divided by the length penalty; hypotheses are ranked by it.
         log_prob: the natural logarithm of the probability of the tokens and the EOS.
     """
 
@@ -62,15 +62,15 @@ class Hypothesis:
 
 
 def length_penalties(longest: int, alpha: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Divisors of the log-probability by length: ``((5 + length) / 6) ** alpha``.
+    """Return the divisors of log-probabilities by length: ``((5 + length) / 6) ** alpha``.
 
     Args:
-        longest: the greatest length wanted, EOS counted.
-        alpha: 0 leaves the log-probability as it is; more favours longer outputs.
+        longest: the greatest length, with the EOS.
+        alpha: 0 gives no penalty; larger values favour longer outputs.
         dtype: of the result.
 
     Returns:
-        (longest + 2,) of which entry ``n`` belongs to length ``n``.
+        (longest + 2,); entry ``n`` is for length ``n``.
     """
     lengths = torch.arange(longest + 2, dtype=torch.float64)
     return ((5.0 + lengths) / 6.0).pow(alpha).to(dtype)
@@ -91,28 +91,28 @@ def beam_search(
     """Find the best outputs for each source sentence.
 
     Args:
-        model: gives logits; put it into eval mode first.
-        source: (B, S) int64 token ids, as ``model.start`` wants them.
-        beam: hypotheses kept for each sentence; 1 is greedy search.
+        model: gives logits; must be in eval mode.
+        source: (B, S) int64 token ids, as ``model.start`` takes them.
+        beam: live hypotheses of each sentence; 1 is greedy search.
         length_penalty: alpha of :func:`length_penalties`.
-        max_length: the most tokens of an output, **its EOS counted**, for all sentences or (B,)
-            for each. A hypothesis that gets there is ended with an EOS, at that EOS's probability.
+        max_length: tokens of an output at most, **with its EOS**, for all sentences or (B,) for
+            each. A hypothesis of this length is ended with an EOS, at that EOS's probability.
         eos: id that ends an output.
-        bos: id that starts one. It is never generated, nor is ``pad``; both keep their share of
-            the softmax.
+        bos: id that starts an output. Neither it nor ``pad`` is ever generated; both keep their
+            share of the softmax.
         pad: the padding id.
 
     Returns:
-        For each sentence its hypotheses, best first: ``beam`` of them, or fewer where fewer exist
-        with a probability above zero.
+        For each sentence its hypotheses, best first: ``beam`` of them, or fewer if fewer have a
+        probability above zero.
 
     Raises:
         UserError: ``beam`` or ``max_length`` is below 1, or ``max_length`` has a wrong shape.
-        RunError: the model gave logits that are NaN or infinite.
+        RunError: the model gave non-finite logits.
     """
     limits = _limits(max_length, source.shape[0])
     if beam < 1:
-        raise UserError(f"beam is {beam}; it must be at least 1")
+        raise UserError(f"beam must be >= 1, got {beam}")
     if source.shape[0] == 0:
         return []
     longest = max(limits)
@@ -125,13 +125,13 @@ def beam_search(
             search = _Search(limits, beam, length_penalty, (eos, bos, pad), logits)
         tokens, parents = search.advance(logits, length)
         finished = search.finished(length)
-        left = finished.numel() - int(finished.sum())
-        if left == 0:
+        remaining = finished.numel() - int(finished.sum())
+        if remaining == 0:
             break
         if beam > 1:
             state.reorder(parents)
-        # Dropping copies every cache, so wait until a quarter of the batch can go at once.
-        if 4 * left <= 3 * finished.numel():
+        # Dropping sentences copies every cache, so wait until a quarter of the batch is finished.
+        if 4 * remaining <= 3 * finished.numel():
             kept = (~finished).nonzero().squeeze(1)
             state.keep(kept)
             tokens = search.keep(kept)
@@ -140,24 +140,24 @@ def beam_search(
 
 
 def _limits(max_length: int | Tensor, batch: int) -> list[int]:
-    """The greatest length of each sentence, as plain numbers."""
+    """The length limit of each sentence, as plain numbers."""
     if isinstance(max_length, Tensor):
         if max_length.shape != (batch,):
             shape = tuple(max_length.shape)
-            raise UserError(f"max_length has shape {shape}; it must be a number or ({batch},)")
+            raise UserError(f"max_length must be a number or have shape ({batch},), got {shape}")
         limits = [int(limit) for limit in max_length.tolist()]
     else:
         limits = [int(max_length)] * batch
     if min(limits, default=1) < 1:
-        raise UserError(f"max_length is {min(limits)}; it must be at least 1 (the EOS counts)")
+        raise UserError(f"max_length must be >= 1 (it counts the EOS), got {min(limits)}")
     return limits
 
 
 class _Search:
     """The live and the finished hypotheses of a batch.
 
-    Live hypotheses are kept as a trellis: for each step and beam the token chosen and the beam it
-    continues. A finished one is then two numbers (its length, and the beam that it ended from),
+    Live hypotheses are stored as a trellis: for each step and beam the chosen token and the beam it
+    continues. A finished hypothesis is then two numbers (its length, and the beam it ended from),
     and its tokens are read back once, at the end.
     """
 
@@ -177,7 +177,7 @@ class _Search:
         self.limits = torch.tensor(limits, device=device)
         self.rows = torch.arange(batch, device=device)
         self.offsets = self.rows.unsqueeze(1) * beam
-        # Only one of the equal hypotheses "BOS" may live, or all beams would find the same.
+        # Of the equal hypotheses "BOS" only one is live, or all beams would be the same.
         self.live = torch.full((batch, beam), -torch.inf, dtype=dtype, device=device)
         self.live[:, 0] = 0
         self.tokens = torch.zeros(longest, batch, beam, dtype=torch.int64, device=device)
@@ -197,7 +197,7 @@ class _Search:
         candidates = row_candidates(logits.to(self.live.dtype), beam + 1, (bos, pad))
         if candidates is None:
             raise RunError(
-                f"the model gave NaN or infinite logits at target position {length}; "
+                f"the model gave NaN or Inf logits at target position {length}; "
                 "its weights are damaged, or training diverged"
             )
         log_probs, tokens, every = candidates
@@ -211,9 +211,9 @@ class _Search:
         self._finish(every[:, eos], totals, parents, ended, length)
         if bool(ended.any()):
             # A stable sort on "is an EOS" brings the others to the front in their order.
-            goes_on = ended.to(torch.uint8).sort(dim=1, stable=True).indices[:, :beam]
-            totals, tokens = totals.gather(1, goes_on), tokens.gather(1, goes_on)
-            parents = parents.gather(1, goes_on)
+            live = ended.to(torch.uint8).sort(dim=1, stable=True).indices[:, :beam]
+            totals, tokens = totals.gather(1, live), tokens.gather(1, live)
+            parents = parents.gather(1, live)
         self.live, tokens, parents = totals[:, :beam], tokens[:, :beam], parents[:, :beam]
         if length in self.limit_values:
             self.live = self.live.masked_fill((self.limits == length).unsqueeze(1), -torch.inf)
@@ -230,11 +230,11 @@ class _Search:
         ended: Tensor,
         length: int,
     ) -> None:
-        """Put the hypotheses that end at this step among the finished ones."""
+        """Merge the hypotheses that end at this step with the finished ones."""
         beam = self.beam
         ended, parents = ended[:, :beam], parents[:, :beam]
         if length in self.limit_values:
-            # At its limit a sentence has no other continuation than an EOS from each beam.
+            # At its limit a sentence can only continue with an EOS, from each beam.
             last = (self.limits == length).unsqueeze(1)
             new = torch.where(ended, totals[:, :beam], -torch.inf)
             new = torch.where(last, self.live + eos_log_probs.view_as(self.live), new)
@@ -251,16 +251,16 @@ class _Search:
         self.ends = torch.cat([self.ends, length * beam + parents], dim=1).gather(1, order)
 
     def finished(self, length: int) -> Tensor:
-        """Which sentences (B,) can get no better.
+        """Which sentences (B,) can't improve any more.
 
-        A log-probability only falls, so a live one divided by the greatest penalty still ahead of
-        it (the limit's, or for a negative alpha the next length's) bounds what may come of it.
+        A log-probability only falls, so that of a live hypothesis divided by the greatest penalty
+        ahead (the limit's, or for a negative alpha the next length's) bounds its final score.
         """
         penalty = torch.maximum(self.penalties[self.limits], self.penalties[length + 1])
         return self.scores[:, -1] >= self.live.amax(dim=1) / penalty
 
     def keep(self, sentences: Tensor) -> Tensor:
-        """Go on with these sentences (n,) alone; returns their newest tokens (n * K,)."""
+        """Drop all but these sentences (n,); return their newest tokens (n * K,)."""
         self._save()
         for name in ("rows", "limits", "live", "scores", "log_probs", "ends", "newest"):
             setattr(self, name, getattr(self, name).index_select(0, sentences))
@@ -274,7 +274,7 @@ class _Search:
             saved[self.rows] = current
 
     def hypotheses(self) -> list[list[Hypothesis]]:
-        """Read the finished hypotheses' tokens back, for all sentences of the first batch."""
+        """Return the finished hypotheses of all sentences, with their tokens."""
         self._save()
         scores, log_probs, ends = (saved.cpu() for saved in self.saved)
         lengths, at = ends // self.beam, ends % self.beam

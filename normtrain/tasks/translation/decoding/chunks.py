@@ -1,4 +1,4 @@
-"""Reading a stream in chunks of what is there, without waiting for more."""
+"""Read a stream in chunks of the lines available, without waiting for more."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 
-# Lines that follow one another faster than this belong together.
-PAUSE_SECONDS = 0.02
+# Lines that arrive within this time of each other are put in one chunk.
+_PAUSE_SECONDS = 0.02
 
 
 class _End:
-    """Follows the last line, with what stopped the reading, if anything did."""
+    """Marks the end of the lines, with the error that ended them, if any."""
 
     def __init__(self, error: BaseException | None = None) -> None:
         self.error = error
 
 
 def chunks_as_they_come(lines: Iterable[str], size: int) -> Iterator[list[str]]:
-    """Group lines into lists of at most ``size`` without holding back any that is there.
+    """Group lines into lists of at most ``size``, without waiting for a chunk to fill.
 
     A thread reads ahead, by ``size`` lines at most. A chunk ends when it is full or when no line
-    came for a moment.
+    has arrived for a moment.
 
     Args:
-        lines: read once, in a thread of its own.
-        size: the most lines in a chunk; at least 1.
+        lines: read once, in a separate thread.
+        size: lines of a chunk at most; at least 1.
 
     Yields:
         Lists of 1 to ``size`` lines, in order.
 
     Raises:
-        BaseException: whatever reading ``lines`` raised, after the lines before it.
+        BaseException: whatever reading ``lines`` raises, after the lines before it.
     """
     waiting: queue.Queue[str | _End] = queue.Queue(maxsize=size)
     stopped = threading.Event()
@@ -63,7 +63,7 @@ def _read(lines: Iterable[str], waiting: queue.Queue[str | _End], stopped: threa
         for line in lines:
             if not put(line):
                 return
-    except BaseException as error:  # handed to the consumer, who raises it
+    except BaseException as error:  # raised by the consumer
         put(_End(error))
     else:
         put(_End())
@@ -73,7 +73,7 @@ def _next_chunk(waiting: queue.Queue[str | _End], size: int) -> tuple[list[str],
     chunk: list[str] = []
     while len(chunk) < size:
         try:
-            item = waiting.get(timeout=PAUSE_SECONDS) if chunk else waiting.get()
+            item = waiting.get(timeout=_PAUSE_SECONDS) if chunk else waiting.get()
         except queue.Empty:
             break
         if isinstance(item, _End):

@@ -1,4 +1,4 @@
-"""From lines of text to lines of text: batching around the beam search, order kept."""
+"""Translate lines of text: batching around the beam search, in the order of the lines."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from torch import Tensor
 
 from normtrain.errors import RunError, UserError
 from normtrain.models.modes import evaluating
+from normtrain.models.token_ids import EOS, PAD
 from normtrain.tasks.translation.decoding.beam import StepModel, beam_search
 from normtrain.tasks.translation.decoding.chunks import chunks_as_they_come
 
-PAD, EOS = 0, 2
 # A translation may be this many tokens longer than its source (Nguyen & Salazar 2019).
-MARGIN = 50
+_MARGIN = 50
 
 
 class TextCodec(Protocol):
-    """The part of a tokenizer that translating needs."""
+    """The part of a tokenizer that translation needs."""
 
     def encode_batch(self, texts: list[str], /) -> list[list[int]]:
-        """Token ids of each text, without BOS and EOS."""
+        """Return the token ids of each text, without BOS and EOS."""
 
     def decode(self, ids: list[int], /) -> str:
-        """The text of token ids."""
+        """Return the text of token ids."""
 
 
 @dataclass(frozen=True)
 class TranslationResult:
-    """Translations and what happened on the way.
+    """Translations, with scores and counts.
 
     Attributes:
-        lines: one translation for each source line, in its order; none holds a line break.
-        scores: each translation's score in the search; 0 for a blank line.
-        truncated: positions of the source lines that were cut to ``max_source`` tokens.
-        tokens: target tokens generated, the EOS of each translation counted.
-        mine: positions of the lines that this process translated; all of them on a single one.
+        lines: one translation for each source line, in order, without line breaks.
+        scores: the beam search score of each translation; 0 for a blank line.
+        truncated: indices of the source lines that were truncated to ``max_source`` tokens.
+        tokens: generated target tokens, with the EOS of each translation.
+        mine: indices of the lines that this process translated; all lines on a single process.
     """
 
     lines: list[str]
@@ -74,35 +74,35 @@ def translate_lines(
 ) -> TranslationResult:
     """Translate lines in batches of similar length.
 
-    Blank lines come back empty without the model being asked. The model is in eval mode
-    meanwhile; afterwards each of its modules is in the mode that it was in.
+    Blank lines are returned empty. The model is in eval mode meanwhile; afterwards the mode of
+    each of its modules is restored.
 
     Args:
-        model: on whichever device its parameters are.
+        model: translates on the device of its parameters.
         tokenizer: of the model.
-        lines: source lines; a line break at the end of one is ignored.
+        lines: source lines; a line break at the end of a line is ignored.
         beam: see :func:`~normtrain.tasks.translation.decoding.beam.beam_search`.
         length_penalty: likewise.
-        max_length: the most tokens of a translation, its EOS counted. No translation gets
-            longer than its source by more than 50 tokens either.
-        max_source: source lines of more tokens (EOS not counted) are cut.
-        batch_tokens: source positions, padding counted and times ``beam``, decoded at once.
-        rank: which of ``world`` processes this one is. Each takes every world-th of the batches
-            that one process would make, so together they find what it finds.
-        world: how many processes share the lines; it must be the same on all.
-        progress: called after each batch with the lines done and all lines.
+        max_length: tokens of a translation at most, with its EOS. A translation is also at most 50
+            tokens longer than its source.
+        max_source: source lines of more tokens (without EOS) are truncated.
+        batch_tokens: source positions, with padding and times ``beam``, decoded at once.
+        rank: this process. Each takes every world-th of the batches that a single process would
+            make, so together they give the same translations.
+        world: number of processes that share the lines; the same on all.
+        progress: called after each batch with the number of lines done and of all lines.
 
     Returns:
         As many lines as were given; those that other processes translate are empty.
 
     Raises:
         UserError: ``max_source``, ``max_length`` or ``beam`` is below 1.
-        RunError: memory ran out, or the model gave NaN.
+        RunError: memory ran out, or the model gave non-finite logits.
     """
     if max_source < 1:
-        raise UserError(f"max_source is {max_source}; it must be at least 1")
+        raise UserError(f"max_source must be >= 1, got {max_source}")
     if beam < 1:
-        raise UserError(f"beam is {beam}; it must be at least 1")
+        raise UserError(f"beam must be >= 1, got {beam}")
     settings = _Settings(beam, length_penalty, max_length, max_source, batch_tokens)
     filled = [i for i, line in enumerate(lines) if line.strip()]
     encoded = dict(
@@ -139,36 +139,37 @@ def translate_stream(
     chunk: int = 512,
     on_truncated: Callable[[int], None] | None = None,
 ) -> Iterator[str]:
-    """Translate lines while they arrive, for pipes and for typing.
+    """Translate lines while they arrive, from a pipe or a terminal.
 
-    Lines that are there already are taken together, ``chunk`` at most; one that comes alone is
-    answered at once. So a file goes through in batches, and a person typing does not wait.
+    Lines that are already available are translated together, ``chunk`` at most, and a single line
+    at once: a file is translated in batches, and typed lines without delay.
 
     Args:
-        model: see :func:`translate_lines`, as for all that is not said here.
+        model: as for :func:`translate_lines`.
         tokenizer: of the model.
-        lines: for example ``sys.stdin``; read in a thread of its own.
-        beam: hypotheses of each line.
-        length_penalty: alpha of the length penalty.
-        max_length: the most tokens of a translation.
-        max_source: the most tokens of a source line.
-        batch_tokens: source positions decoded at once.
-        chunk: the most lines taken together.
-        on_truncated: called with the number, from 1, of each line that was cut.
+        lines: for example ``sys.stdin``; read in a separate thread.
+        beam: as for :func:`translate_lines`.
+        length_penalty: likewise.
+        max_length: likewise.
+        max_source: likewise.
+        batch_tokens: likewise.
+        chunk: lines translated together at most.
+        on_truncated: called with the number, from 1, of each line that was truncated.
 
     Yields:
-        One translation a line, in order.
+        One translation for each line, in order.
 
     Raises:
-        UserError, RunError: as :func:`translate_lines`; and whatever reading ``lines`` raises,
-            once the lines before it are translated.
+        UserError: as :func:`translate_lines`.
+        RunError: as :func:`translate_lines`.
+        BaseException: whatever reading ``lines`` raises, after the lines before it.
     """
     before = 0
-    for some in chunks_as_they_come(lines, chunk):
+    for available in chunks_as_they_come(lines, chunk):
         result = translate_lines(
             model,
             tokenizer,
-            some,
+            available,
             beam=beam,
             length_penalty=length_penalty,
             max_length=max_length,
@@ -178,7 +179,7 @@ def translate_stream(
         if on_truncated is not None:
             for position in result.truncated:
                 on_truncated(before + position + 1)
-        before += len(some)
+        before += len(available)
         yield from result.lines
 
 
@@ -187,7 +188,7 @@ def _one_line(text: str) -> str:
 
 
 def _batches(sources: dict[int, list[int]], settings: _Settings) -> Iterator[list[int]]:
-    """Longest first, so that a batch too large for the memory shows at once."""
+    """Longest lines first, so that running out of memory shows at once."""
     batch: list[int] = []
     for i in sorted(sources, key=lambda i: (-len(sources[i]), i)):
         width = len(sources[batch[0]]) if batch else 0
@@ -202,7 +203,7 @@ def _batches(sources: dict[int, list[int]], settings: _Settings) -> Iterator[lis
 def _decode(
     model: StepModel, sources: list[list[int]], device: torch.device, settings: _Settings
 ) -> list[tuple[list[int], float]]:
-    """The best output of each source, or an empty one where the search found none."""
+    """The best output of each source, or an empty one if the search found none."""
     width = max(map(len, sources))
     source = torch.tensor([ids + [PAD] * (width - len(ids)) for ids in sources], device=device)
     try:
@@ -214,9 +215,9 @@ def _decode(
             max_length=_limits(sources, settings),
         )
     except RuntimeError as error:
-        # On the CPU running out of memory has no class of its own.
-        known = isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-        if not known:
+        # On the CPU running out of memory is a plain RuntimeError.
+        on_cpu = "DefaultCPUAllocator" in str(error)
+        if not on_cpu and not isinstance(error, torch.OutOfMemoryError):
             raise
         raise RunError(
             f"out of memory translating {len(sources)} lines of up to {width} tokens with beam "
@@ -226,5 +227,5 @@ def _decode(
 
 
 def _limits(sources: list[list[int]], settings: _Settings) -> Tensor:
-    # A source's EOS counts like the output's, so the margin is between their words.
-    return torch.tensor([min(settings.max_length, len(ids) + MARGIN) for ids in sources])
+    # Both lengths count the EOS, so the margin is between the sentences.
+    return torch.tensor([min(settings.max_length, len(ids) + _MARGIN) for ids in sources])
