@@ -34,7 +34,7 @@ Command = Callable[..., Result]
         ("--set dropuot=0.3", ["unknown key 'dropuot'", "model.dropout"]),
         ("--set model.heads=3", ["heads"]),
         ("--set model.dropout=1.5", ["model.dropout is 1.5"]),
-        ("--set data.vocab_size=100", ["vocab_size is 100", "300"]),
+        ("--set data.vocab_size=100", ["vocab_size", "300"]),
         ("--set data.workers=-1", ["data.workers is -1"]),
         ("--data phrasebok", ["phrasebok", "phrasebook"]),
         ("--data nowhere/at/all", ["nowhere/at/all not found"]),
