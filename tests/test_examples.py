@@ -48,7 +48,7 @@ def test_example(
         *("before", "after", "resume", "evaluate")
     ]
     assert all(float(number) >= 0 for number in re.findall(r" (\d+\.\d+)", said))
-    section = torch.load(tmp_path / "new" / "half.ckpt", weights_only=True)["normtrain"]
+    section = torch.load(tmp_path / "new" / "half.ckpt", weights_only=True)["normtrain"]["swap"]
     assert {spec.partition(":")[0] for spec in section["replaced"].values()} == {
         norm.partition(":")[0]
     }

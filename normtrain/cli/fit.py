@@ -187,11 +187,12 @@ def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> 
 
 def _as_overrides(changes: dict[str, Any]) -> list[str]:
     """The options that change a recipe, as ``section.key=value``, for a run that has its own."""
-    from normtrain.config.recipe import parse_rule, whole_path
+    from normtrain.config.recipe import whole_path
     from normtrain.config.yamlio import write_value
+    from normtrain.norms.rules import parse_rule
 
     data = changes["data"]
-    rules = [parse_rule(rule) for rule in changes["norm_at"]]
+    rules = [list(parse_rule(rule)) for rule in changes["norm_at"]]
     flags = {
         "model.norm": changes["norm"],
         "model.norm_rules": rules or None,

@@ -69,7 +69,7 @@ def swap_check(
     if norm is None and not norm_at:
         raise click.UsageError("give --norm SPEC, --norm-at PATTERN=SPEC or both")
     module, factory = split_target(target)
-    from normtrain.config.recipe import parse_rule
+    from normtrain.norms.rules import parse_rule
     from normtrain.swap.check.probe import generators_kept, seed_all
     from normtrain.swap.check.run import check_swap
 

@@ -46,8 +46,10 @@ def resolve(
     Raises:
         UserError: anything unknown or contradictory, or a key given by flag and by override.
     """
+    from normtrain.norms.rules import parse_rule  # imports torch
+
     recipe, base = load(name_or_path), base or {}
-    rules = [parse_rule(rule) for rule in norm_at]
+    rules = [list(parse_rule(rule)) for rule in norm_at]
     flags: dict[str, Any] = {
         "model.norm": norm,
         "data.source": None if data is None else whole_path(data),
@@ -130,18 +132,6 @@ def parse_override(text: str, task: str) -> tuple[str, Any]:
     if takes_text(task, key) and value not in ("", "~", "null") and value[0] not in "'\"":
         return key, value
     return key, yamlio.parse_value(value, f"--set {key}")
-
-
-def parse_rule(rule: str | tuple[str, str]) -> list[str]:
-    """Split ``"GLOB=SPEC"`` at its first ``=`` into a norm rule.
-
-    Raises:
-        UserError: one of the two is missing.
-    """
-    glob, _, spec = rule.partition("=") if isinstance(rule, str) else (rule[0], "=", rule[1])
-    if not glob.strip() or not spec.strip():
-        raise UserError(f"--norm-at {rule!r} should be PATTERN=NORM, as in 'encoder.*=layernorm'")
-    return [glob.strip(), spec.strip()]
 
 
 def whole_path(source: str) -> str:

@@ -323,7 +323,7 @@ def _remove_hooks(module: nn.Module) -> None:
 
 def _finished(model: nn.Module, report: ConversionReport) -> ConversionReport:
     if isinstance(model, TokenModel):
-        own.refresh_rules(model)
+        model.norms_replaced()
     low = {
         str(p.dtype).removeprefix("torch.")
         for p in model.parameters()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor, nn
 
 from normtrain.convert.features import centred, put
 from normtrain.convert.streams import Stream
-from normtrain.models import norm_sites
 from normtrain.models.attention import Attention
 from normtrain.models.blocks import Residual
 from normtrain.models.embedding import TokenModel
 from normtrain.models.positions import Positions
-from normtrain.norms import NormRules
 
 
 def centred_when_run(model: nn.Module, stream: Stream) -> tuple[str, ...]:
@@ -77,11 +73,3 @@ def narrow_attentions(model: TokenModel) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
             module.stream -= 1
-
-
-def refresh_rules(model: TokenModel) -> None:
-    """Make ``model.norms`` say what sits where now: the commonest norm, then the exceptions."""
-    specs = {site: str(model.get_submodule(site).spec) for site in norm_sites(model)}
-    common = Counter(specs.values()).most_common(1)[0][0]
-    rules = [(site, spec) for site, spec in specs.items() if spec != common]
-    model.norms = NormRules.of(common, rules)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from normtrain.models.causal import CausalLM, CausalState
     from normtrain.models.config import CausalLMConfig, Seq2SeqConfig, TransformerConfig
-    from normtrain.models.factory import build_model, norm_sites
+    from normtrain.models.embedding import norm_sites
+    from normtrain.models.factory import build_model
     from normtrain.models.seq2seq import DecodingState, Seq2Seq
 
 _MODULES = {
@@ -23,7 +24,7 @@ _MODULES = {
     "Seq2SeqConfig": "config",
     "TransformerConfig": "config",
     "build_model": "factory",
-    "norm_sites": "factory",
+    "norm_sites": "embedding",
 }
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from normtrain.models.blocks import recentred
 from normtrain.models.config import TransformerConfig
 from normtrain.models.positions import Positions
-from normtrain.norms import NormSpec, build_norm
+from normtrain.norms import NormRules, NormSpec, build_norm
 
 
 class TokenModel(nn.Module):
@@ -126,3 +127,25 @@ class TokenModel(nn.Module):
         shape = (self.inputs, batch, min(time, self.longest))
         low = min(4, self.vocab_size - 1)
         return torch.randint(low, self.vocab_size, shape, generator=generator)
+
+    def norms_replaced(self) -> None:
+        """Update ``norms`` after norms of the model were replaced; `swap_norms` calls this.
+
+        The default is then the most frequent norm, with one rule for each norm that differs.
+        """
+        specs = {site: str(self.get_submodule(site).spec) for site in norm_sites(self)}
+        default = Counter(specs.values()).most_common(1)[0][0]
+        others = [(site, spec) for site, spec in specs.items() if spec != default]
+        self.norms = NormRules.of(default, others)
+
+
+def norm_sites(model: nn.Module) -> list[str]:
+    """List the module names in a model at which norm rules apply, in order."""
+    sites: list[str] = []
+    for name, module in model.named_modules():
+        inside_a_norm = any(name.startswith(f"{site}.") for site in sites)
+        named = name.rsplit(".", 1)[-1] in ("norm", "norm_out")
+        # nn.Identity stands where a post-norm stack has no norm of its own.
+        if named and not inside_a_norm and not isinstance(module, nn.Identity):
+            sites.append(name)
+    return sites

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar, overload
 
-from torch import nn
-
 from normtrain.errors import UserError
 from normtrain.models.causal import CausalLM
 from normtrain.models.config import CausalLMConfig, Seq2SeqConfig
-from normtrain.models.embedding import TokenModel
+from normtrain.models.embedding import TokenModel, norm_sites
 from normtrain.models.seq2seq import Seq2Seq
 
 _Model = TypeVar("_Model", bound=TokenModel)
@@ -52,15 +50,3 @@ def check_norm_rules(model: _Model) -> _Model:
             f"its norms are named like {sites[0]} and {sites[-1]}"
         )
     return model
-
-
-def norm_sites(model: nn.Module) -> list[str]:
-    """Return the module names where the norm rules of a model apply, in order."""
-    sites: list[str] = []
-    for name, module in model.named_modules():
-        inside_a_norm = any(name.startswith(f"{site}.") for site in sites)
-        named = name.rsplit(".", 1)[-1] in ("norm", "norm_out")
-        # nn.Identity stands where a post-norm stack has no norm of its own.
-        if named and not inside_a_norm and not isinstance(module, nn.Identity):
-            sites.append(name)
-    return sites

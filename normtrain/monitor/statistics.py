@@ -18,6 +18,7 @@ from normtrain.kernels.formulas import stats_dtype
 from normtrain.norms.base import NormBase
 from normtrain.norms.batch import BatchNormBase
 from normtrain.norms.registry import registered
+from normtrain.swap.module_names import unwrapped_name
 from normtrain.swap.readers import read
 
 Numbers = dict[str, float]
@@ -34,8 +35,6 @@ _KNOWN = (
 # "NormalHead" is no norm, "Normalize" is one.
 _NAMED = re.compile(r"norm(?!al(?!i[sz]))", re.IGNORECASE)
 _GAINS = ("weight", "gamma", "gain", "scale", "g")
-# What torch.compile, FSDP1 and activation checkpointing put into the names of modules.
-_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 @dataclass(frozen=True)
@@ -75,17 +74,13 @@ def norm_layers(model: nn.Module) -> list[Layer]:
         if type(module) not in known:
             known[type(module)] = _offset_and_axis(module)
         inside = not compiled.isdisjoint([name, *_parents(name)])
-        layers.append(Layer(_plain_name(name), module, inside, *known[type(module)]))
+        layers.append(Layer(unwrapped_name(name), module, inside, *known[type(module)]))
     return layers
 
 
 def _parents(name: str) -> list[str]:
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(len(parts)) if name]
-
-
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _is_compiled(module: nn.Module) -> bool:

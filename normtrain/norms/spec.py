@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,8 +51,7 @@ class NormSpec:
         return hash(str(self))
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_text(value)}" for key, value in self.options.items())
-        return f"{self.name}:{options}" if options else self.name
+        return spec_text(self.name, self.options)
 
     @classmethod
     def parse(cls, text: str | NormSpec) -> NormSpec:
@@ -76,8 +76,14 @@ class NormSpec:
         return cls(name, options)
 
 
-def _text(value: Option) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def spec_text(name: str, options: Mapping[str, Option]) -> str:
+    """Write a norm and its options as ``"name:key=value,key=value"``, the options sorted."""
+
+    def text(value: Option) -> str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    listed = ",".join(f"{key}={text(value)}" for key, value in sorted(options.items()))
+    return f"{name}:{listed}" if listed else name
 
 
 def _option_name(entry: Entry, given: str) -> str:

@@ -1,8 +1,10 @@
 """Replace the norms of any model in place."""
 
-# Other packages' norms are made known when imported.
+# Importing this registers the readers of other packages' norms.
 from normtrain.swap import foreign  # noqa: F401
-from normtrain.swap.readers import NormFacts, read_by_trial, register_reader
+from normtrain.swap.detection import detect_norm
+from normtrain.swap.facts import NormFacts
+from normtrain.swap.readers import register_reader
 from normtrain.swap.report import Replaced, SwapReport
 from normtrain.swap.swap import swap_norms
 
@@ -10,7 +12,7 @@ __all__ = [
     "NormFacts",
     "Replaced",
     "SwapReport",
-    "read_by_trial",
+    "detect_norm",
     "register_reader",
     "swap_norms",
 ]

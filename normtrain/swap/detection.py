@@ -1,9 +1,10 @@
-"""What a norm of an unknown class computes, told from its outputs for a few numbers."""
+"""Detect numerically what a norm of an unknown class computes."""
 
 from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,47 +12,54 @@ import torch
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
-from normtrain.swap.readers import NormFacts
+from normtrain.swap.facts import NormFacts
 
 _EPS_NAMES = ("eps", "variance_epsilon", "epsilon", "layer_norm_eps", "norm_eps")
 _DIM_NAMES = ("normalized_shape", "hidden_size", "dim", "num_channels")
-# What a norm without such an attribute may have in its forward.
+# Tried for a norm that has no such attribute but a constant in its forward.
 _USUAL_EPS = (1e-5, 1e-6)
 
 
-def facts_by_trial(module: nn.Module) -> NormFacts:
-    """Read a norm whose class says too little; see `read_by_trial`.
+def detect_norm(module: nn.Module) -> NormFacts:
+    """Tell from a norm's outputs for a few numbers what it computes.
+
+    Copies of the module with random parameters on the CPU are run: it must compute LayerNorm or
+    RMSNorm of the last axis or of axis 1, with the gain stored as it is or minus 1. The module must
+    have ``weight`` (and ``bias``) of shape ``(dim,)`` or none, an ``eps`` under one of the usual
+    names, and a forward of one argument. It may be on the meta device.
+
+    Returns:
+        The facts, including when it rounds half precision.
 
     Raises:
         UserError: it computes no LayerNorm or RMSNorm of one axis.
     """
-    kind = type(module).__name__
+    cls = type(module).__name__
     weight, bias = _parameter(module, "weight"), _parameter(module, "bias")
     others = {name for name, p in module.named_parameters() if p is not None} - {"weight", "bias"}
     if others or not _takes_one(module):
         what = f"parameters {', '.join(sorted(others))}" if others else "several arguments"
-        raise UserError(f"a {kind} has {what}, so it is more than a norm")
+        raise UserError(f"a {cls} has {what}, so it is more than a norm")
     dim = _dim(module, weight)
-    for channels_first, given, centred, offset in product(
+    for channels_first, eps, centered, offset in product(
         (False, True), _epsilons(module), (False, True), (0.0, 1.0)
     ):
         if offset and weight is None:
             continue
-        facts = NormFacts(
-            dim, given, weight, bias, offset, "layer" if centred else "rms", channels_first
-        )
+        kind = "layer" if centered else "rms"
+        facts = NormFacts(dim, eps, weight, bias, offset, kind, channels_first)
         if _computes(module, facts):
-            return NormFacts(**{**vars(facts), "cast": _cast(module, facts)})
+            return replace(facts, cast=_cast(module, facts))
     raise UserError(
-        f"a {kind} computes neither LayerNorm nor RMSNorm of one axis; if it has a successor, "
-        f"say how with normtrain.swap.register_reader"
+        f"a {cls} computes neither LayerNorm nor RMSNorm of one axis; register a reader for it "
+        f"with normtrain.swap.register_reader"
     )
 
 
 def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
     parameter = module._parameters.get(name)
     if parameter is not None and parameter.ndim != 1:
-        raise UserError(f"its {name} has the shape {tuple(parameter.shape)}, not (dim,)")
+        raise UserError(f"its {name} must have the shape (dim,), got {tuple(parameter.shape)}")
     return parameter
 
 
@@ -73,7 +81,7 @@ def _dim(module: nn.Module, weight: nn.Parameter | None) -> int:
             value = value[0]
         if isinstance(value, int):
             return value
-    raise UserError(f"the size of the axis that a {type(module).__name__} normalises is unknown")
+    raise UserError(f"the size of the axis that a {type(module).__name__} normalizes is unknown")
 
 
 def _epsilons(module: nn.Module) -> tuple[float, ...]:
@@ -84,18 +92,18 @@ def _epsilons(module: nn.Module) -> tuple[float, ...]:
     return _USUAL_EPS
 
 
-def _twin(module: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A copy with random parameters on the CPU; all else is shared with the module."""
+def _randomized(module: nn.Module) -> nn.Module:
+    """Copy a module, with random parameters on the CPU; all else is shared with it."""
     generator = torch.Generator().manual_seed(7)
     # not type(module).__new__: FSDP2's classes build a module in it
-    twin = object.__new__(type(module))
-    vars(twin).update(vars(module))
-    vars(twin)["_parameters"] = {
-        name: None if p is None else nn.Parameter(_draw(tuple(p.shape), generator).to(dtype))
+    copied = object.__new__(type(module))
+    vars(copied).update(vars(module))
+    vars(copied)["_parameters"] = {
+        name: None if p is None else nn.Parameter(_draw(tuple(p.shape), generator))
         for name, p in module._parameters.items()
     }
-    vars(twin)["_buffers"] = dict(module._buffers)
-    return twin
+    vars(copied)["_buffers"] = dict(module._buffers)
+    return copied
 
 
 def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -103,7 +111,7 @@ def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def _input(facts: NormFacts) -> Tensor:
-    """Rows of ordinary size, and rows so small that eps matters, ``(4, dim)`` or NCHW."""
+    """Make input vectors, half of them so small that eps matters: ``(4, dim)`` or NCHW."""
     generator = torch.Generator().manual_seed(11)
     assert facts.eps is not None
     # No side of an image is as long as another or as the axis in question.
@@ -115,37 +123,36 @@ def _input(facts: NormFacts) -> Tensor:
 
 
 def _output(module: nn.Module, x: Tensor) -> Any:
-    """What it gives, or None where it gives nothing."""
+    """Return the output of a forward, or None if it fails."""
     try:
-        # Never compiled, captured or cast: this is no part of anyone's computation.
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return module.forward(x)  # not called, which would run hooks
-    except Exception:  # a foreign forward may fail in any way; then it is not what was guessed
+    except Exception:  # other code's forward may raise anything
         return None
 
 
 def _computes(module: nn.Module, facts: NormFacts) -> bool:
-    twin, x = _twin(module), _input(facts)
-    y = _output(twin, x.clone())
+    copied, x = _randomized(module), _input(facts)
+    y = _output(copied, x.clone())
     if not isinstance(y, Tensor) or y.shape != x.shape:
         return False
-    wanted = _formula(x.double(), twin, facts)
-    return torch.allclose(y.double(), wanted, rtol=1e-3, atol=1e-4)
+    expected = _formula(x.double(), copied, facts)
+    return torch.allclose(y.double(), expected, rtol=1e-3, atol=1e-4)
 
 
-def _formula(x: Tensor, twin: nn.Module, facts: NormFacts) -> Tensor:
+def _formula(x: Tensor, copied: nn.Module, facts: NormFacts) -> Tensor:
     assert facts.eps is not None
     x = x.movedim(1, -1) if facts.channels_first else x
     x = x - x.mean(-1, keepdim=True) if facts.kind == "layer" else x
     y = x / (x.pow(2).mean(-1, keepdim=True) + facts.eps).sqrt()
-    weight, bias = twin._parameters.get("weight"), twin._parameters.get("bias")
+    weight, bias = copied._parameters.get("weight"), copied._parameters.get("bias")
     y = y if weight is None else y * (weight.detach().double() + facts.offset)
     y = y if bias is None else y + bias.detach().double()
     return y.movedim(-1, 1) if facts.channels_first else y
 
 
 def _cast(module: nn.Module, facts: NormFacts) -> str:
-    """When bfloat16 is rounded, told from the output's dtype beside float32 parameters."""
-    y = _output(_twin(module), _input(facts).bfloat16())
-    wide = isinstance(y, Tensor) and y.dtype == torch.float32
-    return "input" if wide else "float32-then-weight"
+    """Detect when bfloat16 is rounded, from the output's dtype for float32 parameters."""
+    y = _output(_randomized(module), _input(facts).bfloat16())
+    is_float32 = isinstance(y, Tensor) and y.dtype == torch.float32
+    return "input" if is_float32 else "float32-then-weight"

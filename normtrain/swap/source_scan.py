@@ -1,6 +1,6 @@
-"""What the source of a model's forwards says about its norms: functional ones, reads from outside.
+"""Scan the source of a model's classes for functional norms and for reads of norms' attributes.
 
-Only what can be seen in the classes' own source is found; what has none is passed over.
+Only what the classes' own source shows is found; classes without source are skipped.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _FRAMEWORKS = (
     *("torch.", "normtrain.", "pytorch_lightning.", "lightning.", "builtins.", "abc."),
     *("transformers.modeling_utils.", "transformers.generation.", "transformers.utils."),
 )
-# Methods that run before or besides the computation.
-_ASIDE = ("__init__", "_init_weights", "reset_parameters", "extra_repr", "init_weights")
-# Asking these of a gain tells nothing of its values.
+# Methods that run outside the computation.
+_OUTSIDE = ("__init__", "_init_weights", "reset_parameters", "extra_repr", "init_weights")
+# Reading these of a parameter does not use its values.
 _HARMLESS = ("dtype", "device", "shape", "size", "ndim", "dim", "numel", "is_cuda", "is_meta")
 
 Step = str | int
@@ -39,7 +39,7 @@ Step = str | int
 
 @dataclass(frozen=True)
 class Read:
-    """``self.<path>.<attribute>`` in a method, and what is taken of that: ``.dtype``, or None."""
+    """``self.<path>.<attribute>`` in a method, and the attribute read of it, such as ``dtype``."""
 
     path: tuple[Step, ...]
     attribute: str
@@ -52,7 +52,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Findings:
-    """The functional norms that a function calls, and the attributes it reads below ``self``."""
+    """The functional norms that a function calls, and the attributes it reads of submodules."""
 
     calls: tuple[str, ...] = ()
     reads: tuple[Read, ...] = ()
@@ -62,7 +62,7 @@ _seen: WeakKeyDictionary[type, tuple[Findings, ...]] = WeakKeyDictionary()
 
 
 def functional_norms(model: nn.Module, norms: Iterable[nn.Module]) -> list[str]:
-    """A line for each class that normalises by a function, with how many modules are of it."""
+    """Return a line for each class that calls a functional norm, with its number of modules."""
     known = {id(norm) for norm in norms}
     counts: dict[tuple[str, str], int] = {}
     for module in model.modules():
@@ -72,7 +72,7 @@ def functional_norms(model: nn.Module, norms: Iterable[nn.Module]) -> list[str]:
             key = (type(module).__name__, call)
             counts[key] = counts.get(key, 0) + 1
     return [
-        f"{kind} ({count} in the model) calls {call} itself, which no swap of modules reaches"
+        f"{kind} ({count} in the model) calls {call} itself, which cannot be replaced"
         for (kind, call), count in counts.items()
     ]
 
@@ -80,15 +80,15 @@ def functional_norms(model: nn.Module, norms: Iterable[nn.Module]) -> list[str]:
 def outside_reads(
     model: nn.Module, swaps: Mapping[nn.Module, nn.Module]
 ) -> Iterator[tuple[str, Read, nn.Module]]:
-    """Where another module reads something of a norm that its successor lacks or changes.
+    """Yield where another module reads an attribute of a norm that its replacement changes.
 
     Args:
-        model: holds the norms.
+        model: contains the norms.
         swaps: the new norm for each old one.
 
     Yields:
-        The reader's class, what it reads, and the old norm; reads that are as well answered by
-        the new norm are left out.
+        The class that reads, what it reads, and the old norm; reads whose result the new norm does
+        not change are left out.
     """
     for module in model.modules():
         if module in swaps:
@@ -101,7 +101,7 @@ def outside_reads(
 
 
 def lacks(new: nn.Module, read: Read) -> bool:
-    """Whether the new norm has nothing under the name that is read."""
+    """Return whether the new norm lacks the attribute that is read."""
     return getattr(new, read.attribute, None) is None
 
 
@@ -113,7 +113,7 @@ def _matters(read: Read, old: nn.Module, new: nn.Module) -> bool:
 
 
 def _resolve(module: nn.Module, path: tuple[Step, ...]) -> nn.Module | None:
-    """The submodule at a path; nothing but submodules is touched, so no property runs."""
+    """Return the submodule at a path, without running properties."""
     found: nn.Module | None = module
     for step in path:
         if found is None:
@@ -129,7 +129,7 @@ def _resolve(module: nn.Module, path: tuple[Step, ...]) -> nn.Module | None:
 
 
 def _findings(kind: type) -> tuple[Findings, ...]:
-    """What the methods of a class, its own and inherited, say; looked up once for each class."""
+    """Return the findings in a class's own and inherited methods; cached by class."""
     if kind not in _seen:
         _seen[kind] = tuple(_scan(function) for function in _methods(kind))
     return _seen[kind]
@@ -141,7 +141,7 @@ def _methods(kind: type) -> list[FunctionType]:
         if not f"{base.__module__}.".startswith(_FRAMEWORKS):
             found = {n: inspect.unwrap(f) for n, f in vars(base).items() if inspect.isfunction(f)}
             functions |= {n: f for n, f in found.items() if inspect.isfunction(f)}
-    return [function for name, function in functions.items() if name not in _ASIDE]
+    return [function for name, function in functions.items() if name not in _OUTSIDE]
 
 
 def _scan(function: FunctionType) -> Findings:
@@ -173,7 +173,7 @@ def _read(node: ast.Attribute, parent: ast.AST | None) -> Read | None:
 
 
 def _path(node: ast.AST) -> tuple[Step, ...] | None:
-    """The steps from ``self`` to a node, or None where it starts elsewhere."""
+    """Return the steps from ``self`` to a node, or None if it starts elsewhere."""
     if isinstance(node, ast.Name):
         return () if node.id == "self" else None
     step: Step
@@ -190,12 +190,12 @@ def _path(node: ast.AST) -> tuple[Step, ...] | None:
 
 
 def _callee(node: ast.AST, function: FunctionType) -> Any:
-    """What a dotted name stands for in a function's module, or None."""
+    """Return the object that a dotted name means in a function's module, or None."""
     if isinstance(node, ast.Name):
         return function.__globals__.get(node.id)
     if isinstance(node, ast.Attribute):
         owner = _callee(node.value, function)
-        # Other packages' modules may import something when they are asked.
+        # Reading an attribute of another package's module may import something.
         ours = inspect.ismodule(owner) and owner.__name__.split(".")[0] == "torch"
         return getattr(owner, node.attr, None) if ours else None
     return None

@@ -230,7 +230,7 @@ def test_a_norm_of_theirs_whose_gradient_is_nan_is_exit_1(command: Command, here
         ("mine:net --norm rmsnorm", ["nothing to call this Net with: give --input", "dummy_inp"]),
         ("mine:pair --norm rmsnrm", ["unknown norm 'rmsnrm'; did you mean rmsnorm"]),
         ("mine:pair --norm rmsnorm:p=2", ["rmsnorm"]),
-        ("mine:pair --norm rmsnorm --norm-at norm", ["'norm' should be PATTERN=NORM"]),
+        ("mine:pair --norm rmsnorm --norm-at norm", ["must be PATTERN=NORM"]),
         ("mine:pair --norm rmsnorm --norm-at nrm=dyt", ["pattern 'nrm' matches no norm"]),
         ("mine:plain --norm rmsnorm", ["no norm of this Linear was replaced: it holds no norm"]),
         ("mine:done --norm rmsnorm", ["no norm would be replaced: norm: already rmsnorm"]),

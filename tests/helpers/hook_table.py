@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from normtrain import NormAware, NormSwap, load_checkpoint, swap_norms
 from normtrain.norms import RMSNorm
-from normtrain.swap.callback.instance import is_patch
+from normtrain.swap.callback.method_patch import is_patch
 
 FLAVOURS = ("pytorch_lightning", "lightning.pytorch")
 BUILT = ("init", "setup", "configure_model")

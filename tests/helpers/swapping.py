@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from normtrain.swap.callback.instance import is_patch
+from normtrain.swap.callback.method_patch import is_patch
 from normtrain.swap.sites import find_sites
 
 

@@ -115,11 +115,11 @@ def test_norms_of_axis_1_have_their_rows_there() -> None:
 
 
 def test_gemmas_gain_is_one_more_than_its_weight() -> None:
-    from normtrain.swap.readers import _readers, read_by_trial, register_reader
+    from normtrain.swap.readers import _readers, detect_norm, register_reader
 
     before = list(_readers)
     try:
-        register_reader(f"{__name__}.GemmaLikeNorm")(read_by_trial)
+        register_reader(f"{__name__}.GemmaLikeNorm")(detect_norm)
         norm = GemmaLikeNorm()
         numbers = watched(norm, lambda: norm(hidden=torch.randn(3, 4)).sum())
     finally:

@@ -25,7 +25,7 @@ from encoders import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from normtrain.swap.fast_path import disarm
+from normtrain.swap.fast_path import disable_fast_path
 
 pytestmark = QUIET
 
@@ -52,7 +52,7 @@ def test_evaluation_equals_training(norm: str, places: tuple[str, ...]) -> None:
             continue  # as relu: the kernel takes no such batch at all
         options = {"batch_first": batch_first, "norm_first": first, "activation": activation}
         model = encoder(nested, layers=1, **options)
-        disarm(model, put(list(model.layers), norm, places))
+        disable_fast_path(model, put(list(model.layers), norm, places))
         x = inputs(batch_first)
         for masks in MASKS.values():
             check_contexts(model, x, **masks)
@@ -61,7 +61,7 @@ def test_evaluation_equals_training(norm: str, places: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_layer_by_itself(norm: str) -> None:
     layer = encoder().layers[0]
-    assert disarm(layer, put([layer], norm)) == [""]
+    assert disable_fast_path(layer, put([layer], norm)) == [""]
     x = inputs()
     check_contexts(layer, x)
     check_contexts(layer, x[0])
@@ -78,7 +78,7 @@ FLOATS = torch.zeros(PADDING.shape).masked_fill(PADDING, float("-inf"))
 @pytest.mark.parametrize("mask_check", [True, False])
 def test_kinds_of_padding(norm: str, padding: Tensor, mask_check: bool) -> None:
     model, touched = swapped(norm, mask_check=mask_check)
-    disarm(model, touched)
+    disable_fast_path(model, touched)
     check_contexts(model, inputs(), src_key_padding_mask=padding)
 
 
@@ -87,7 +87,7 @@ def test_kinds_of_padding(norm: str, padding: Tensor, mask_check: bool) -> None:
 def test_one_layer_of_an_encoder(norm: str, at: int) -> None:
     """The other keeps its fast path, and gets no nested tensor."""
     model = encoder()
-    assert disarm(model, put([model.layers[at]], norm)) == [f"layers.{at}"]
+    assert disable_fast_path(model, put([model.layers[at]], norm)) == [f"layers.{at}"]
     assert model.layers[1 - at].activation_relu_or_gelu == 1
     for masks in MASKS.values():
         check_contexts(model, inputs(), **masks)
@@ -100,7 +100,7 @@ def test_hooks_on_the_norms_change_nothing() -> None:
     """They stop the layer's fast path in torch, but not the nested tensors."""
     for norm in ("rmsnorm", "rmsnorm:bias=true", "layernorm"):
         model, touched = swapped(norm)
-        disarm(model, touched)
+        disable_fast_path(model, touched)
         for new in touched:
             new.register_forward_hook(lambda *_: None)
         check_contexts(model, inputs(), src_key_padding_mask=PADDING)
@@ -115,7 +115,7 @@ def test_rows_whose_squares_overflow() -> None:
         expected = in_training(model, x)
         kernel = model.eval()(x)
         assert not torch.allclose(kernel, expected, atol=0.1)
-        disarm(model, touched)
+        disable_fast_path(model, touched)
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_failure_1_without_it_layernorm_is_computed_silently() -> None:
             wrong = model.eval()(x, **masks)
         keep = ~PADDING if padded else ...
         assert (wrong - expected)[keep].abs().max() > 0.01, norm
-        assert len(disarm(model, touched)) == 2
+        assert len(disable_fast_path(model, touched)) == 2
         with torch.no_grad():
             torch.testing.assert_close(model(x, **masks), expected, rtol=1e-5, atol=1e-5)
         silent += 1
@@ -154,7 +154,7 @@ def test_failure_2_without_it_evaluation_crashes(norm: str, padded: bool) -> Non
     in_training(model, x, **masks)
     with torch.no_grad(), pytest.raises(AttributeError, match=r"eps|weight|bias|device"):
         model.eval()(x, **masks)
-    disarm(model, touched)
+    disable_fast_path(model, touched)
     check_contexts(model, x, **masks)
 
 
@@ -171,7 +171,7 @@ def test_without_it_no_encoder_can_be_built_around_a_layer() -> None:
     touched = put([layer], "dyt")
     with pytest.raises(AttributeError, match="eps"):
         nn.TransformerEncoder(layer, 2)
-    disarm(layer, touched)
+    disable_fast_path(layer, touched)
     around = nn.TransformerEncoder(layer, 2)
     assert not around.use_nested_tensor
     check_contexts(around, inputs(), src_key_padding_mask=PADDING)

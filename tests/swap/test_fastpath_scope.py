@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from normtrain.errors import RunError
-from normtrain.swap.fast_path import check_disarmable, disarm
+from normtrain.swap.fast_path import check_can_disable, disable_fast_path
 
 pytestmark = QUIET
 
@@ -49,16 +49,16 @@ def one_thread() -> Iterator[None]:
 
 def test_twice_changes_nothing_more() -> None:
     model, touched = swapped("rmsnorm")
-    assert disarm(model, touched) == ["layers.0", "layers.1"]
+    assert disable_fast_path(model, touched) == ["layers.0", "layers.1"]
     before = switches(model)
-    assert disarm(model, touched) == []
+    assert disable_fast_path(model, touched) == []
     assert switches(model) == before
 
 
 def test_the_state_dict_does_not_know() -> None:
     model, touched = swapped("rmsnorm")
     before = list(model.state_dict())
-    disarm(model, touched)
+    disable_fast_path(model, touched)
     assert list(model.state_dict()) == before
 
 
@@ -67,10 +67,10 @@ def test_what_holds_no_new_norm_stays() -> None:
     before = switches(model["b"])
     touched = put(list(model["a"].layers), "rmsnorm:bias=true")
     model["c"] = build("rmsnorm:bias=true")
-    assert disarm(model, [*touched, model["c"]]) == ["a.layers.0", "a.layers.1"]
+    assert disable_fast_path(model, [*touched, model["c"]]) == ["a.layers.0", "a.layers.1"]
     assert not model["a"].use_nested_tensor
     assert switches(model["b"]) == before
-    assert disarm(model, []) == []
+    assert disable_fast_path(model, []) == []
 
 
 @pytest.mark.parametrize("norm", ["untouched", "as new", "final"])
@@ -86,7 +86,7 @@ def test_what_the_kernel_computes_rightly_keeps_it(norm: str) -> None:
         model.norm = build("rmsnorm:bias=true")
         touched = [model.norm]
     before = switches(model)
-    assert disarm(model, touched) == []
+    assert disable_fast_path(model, touched) == []
     assert switches(model) == before
     x = inputs()
     with mock.patch.object(torch, KERNEL, wraps=getattr(torch, KERNEL)) as kernel, torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_norm_inside_another_module() -> None:
     model = encoder()
     inner = build("rmsnorm:bias=true")
     model.layers[1].norm2 = nn.Sequential(inner)
-    assert disarm(model, [inner]) == ["layers.1"]
+    assert disable_fast_path(model, [inner]) == ["layers.1"]
     check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
 
@@ -109,16 +109,16 @@ def test_layernorm_over_two_axes() -> None:
     """The kernel knows only the one over features."""
     model = encoder()
     model.layers[0].norm1 = nn.LayerNorm((TIME, DIM))
-    assert disarm(model, [model.layers[0].norm1]) == ["layers.0"]
+    assert disable_fast_path(model, [model.layers[0].norm1]) == ["layers.0"]
     check_contexts(model, inputs())
 
 
 def test_layers_without_a_fast_path_are_not_named() -> None:
     model, touched = swapped("rmsnorm", activation=F.silu)
-    assert disarm(model, touched) == []
+    assert disable_fast_path(model, touched) == []
     model = encoder()
     model.layers[1] = encoder(activation=F.silu).layers[0]
-    assert disarm(model, put([model.layers[1]], "rmsnorm")) == []
+    assert disable_fast_path(model, put([model.layers[1]], "rmsnorm")) == []
     assert not model.use_nested_tensor
     check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
@@ -150,7 +150,7 @@ class Block(nn.Module):
 def test_subclasses(kind: type[nn.TransformerEncoderLayer], norm: str) -> None:
     made = kind(DIM, 4, 24, dropout=0.0, batch_first=True)
     model = nn.TransformerEncoder(made, 2)
-    assert len(disarm(model, put(list(model.layers), norm))) == 2
+    assert len(disable_fast_path(model, put(list(model.layers), norm))) == 2
     for masks in MASKS.values():
         check_contexts(model, inputs(), **masks)
 
@@ -159,7 +159,7 @@ def test_other_blocks_in_an_encoder_get_no_nested_tensor() -> None:
     model = encoder()
     model.layers[1] = Block()
     model.layers[1].norm = build("rmsnorm")
-    assert disarm(model, [model.layers[1].norm]) == []
+    assert disable_fast_path(model, [model.layers[1].norm]) == []
     assert not model.use_nested_tensor
     check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
@@ -170,7 +170,7 @@ def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
     decoder = nn.TransformerDecoder(layer, 2, norm=build(norm))
     touched = put(list(decoder.layers), norm, ("norm1", "norm2", "norm3"))
     before = [dict(vars(module)) for module in decoder.modules()]
-    assert disarm(decoder, [*touched, decoder.norm]) == []
+    assert disable_fast_path(decoder, [*touched, decoder.norm]) == []
     assert [dict(vars(module)) for module in decoder.modules()] == before
     check_contexts(decoder, inputs(), inputs(), tgt_mask=CAUSAL, memory_key_padding_mask=PADDING)
 
@@ -181,7 +181,7 @@ def test_the_whole_transformer(norm: str) -> None:
     touched = put(list(model.encoder.layers), norm)
     touched += put(list(model.decoder.layers), norm, ("norm1", "norm2", "norm3"))
     model.encoder.norm, model.decoder.norm = build(norm), build(norm)
-    assert disarm(model, touched) == ["encoder.layers.0", "encoder.layers.1"]
+    assert disable_fast_path(model, touched) == ["encoder.layers.0", "encoder.layers.1"]
     check_contexts(model, inputs(), inputs(), src_key_padding_mask=PADDING, tgt_mask=CAUSAL)
 
 
@@ -198,7 +198,7 @@ SURVIVORS = ["rmsnorm:bias=true", "rmsnorm", "dyt"]
 )
 def test_copies(norm: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     model, touched = swapped(norm)
-    disarm(model, touched)
+    disable_fast_path(model, touched)
     again = copied(model)
     x = inputs()
     torch.testing.assert_close(in_training(again, x), in_training(model, x), rtol=0, atol=0)
@@ -222,7 +222,7 @@ def test_compiled(norm: str, when: str) -> None:
         with torch.no_grad():
             compiled.eval()(x, src_key_padding_mask=PADDING)
     touched = put(list(model.layers), norm)
-    assert len(disarm(compiled, touched)) == 2
+    assert len(disable_fast_path(compiled, touched)) == 2
     if when == "after":
         compiled = torch.compile(model, backend="eager")
     for masks in (MASKS["none"], MASKS["padding"]):
@@ -237,7 +237,7 @@ def test_compiled(norm: str, when: str) -> None:
 def test_other_dtypes(dtype: torch.dtype) -> None:
     for norm in SURVIVORS:
         model, touched = swapped(norm)
-        disarm(model.to(dtype), touched)
+        disable_fast_path(model.to(dtype), touched)
         x = inputs().to(dtype)
         for masks in MASKS.values():
             expected = in_training(model, x, **masks)
@@ -260,14 +260,14 @@ def test_a_torch_that_asks_for_something_else(kind: type[nn.Module]) -> None:
     model, touched = swapped("rmsnorm")
     before = switches(model)
     with mock.patch.object(kind, "forward", _asks_nothing):
-        for refuse in (disarm, check_disarmable):
-            with pytest.raises(RunError, match=rf"nn\.{kind.__name__} of torch .* does not ask"):
+        for refuse in (disable_fast_path, check_can_disable):
+            with pytest.raises(RunError, match=rf"nn\.{kind.__name__} of torch .* does not read"):
                 refuse(model, touched)
         assert switches(model) == before
         other = nn.Sequential(build("rmsnorm"))
-        assert disarm(nn.ModuleList([model, other]), other) == []
-        check_disarmable(nn.ModuleList([model, other]), other)
-    check_disarmable(model, touched)
+        assert disable_fast_path(nn.ModuleList([model, other]), other) == []
+        check_can_disable(nn.ModuleList([model, other]), other)
+    check_can_disable(model, touched)
     assert switches(model) == before
 
 
@@ -284,7 +284,7 @@ def test_the_maths_of_the_activation_stay() -> None:
     for activation, function in (("relu", F.relu), ("gelu", F.gelu), (nn.GELU(), F.gelu)):
         model, touched = swapped("rmsnorm", activation=activation)
         before = in_training(model, x := inputs())
-        disarm(model, touched)
+        disable_fast_path(model, touched)
         probe = torch.randn(7)
         assert torch.equal(model.layers[0].activation(probe), function(probe))
         with torch.no_grad():

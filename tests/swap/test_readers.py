@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from normtrain import build_norm, swap_norms
 from normtrain.errors import UserError
-from normtrain.swap import NormFacts, read_by_trial, readers, register_reader
+from normtrain.swap import NormFacts, detect_norm, readers, register_reader
 from normtrain.swap.readers import read
 
 
@@ -177,7 +177,7 @@ FACTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "qwen3-next": (lambda: _hf("qwen3_next.Qwen3NextRMSNorm", 6), GEMMA),
     "nemotron": (lambda: _hf("nemotron.NemotronLayerNorm1P", 6), {"kind": "layer", "offset": 1.0}),
     "cohere": (lambda: _hf("cohere.CohereLayerNorm", 6), {"kind": "layer", "bias": None}),
-    "cohere-heads": (lambda: _hf("cohere.CohereLayerNorm", (2, 6)), {"reason": "the shape (2, 6)"}),
+    "cohere-heads": (lambda: _hf("cohere.CohereLayerNorm", (2, 6)), {"reason": "got (2, 6)"}),
     "convnext": (
         lambda: _hf("convnext.ConvNextLayerNorm", 6, data_format="channels_first"),
         {"kind": "layer", "channels_first": True, "eps": 1e-6},
@@ -196,7 +196,7 @@ FACTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "liger": (lambda: LigerRMSNorm(6, 1e-5), LLAMA | {"eps": 1e-5}),
     "liger-gemma": (lambda: LigerRMSNormForGemma(6), GEMMA),
     "liger-layer": (lambda: LigerLayerNorm(6), {"kind": "layer", "eps": 1e-6}),
-    "several-axes": (lambda: nn.LayerNorm((2, 6)), {"reason": "normalises 2 axes"}),
+    "several-axes": (lambda: nn.LayerNorm((2, 6)), {"reason": "normalizes 2 axes"}),
     "group": (lambda: nn.GroupNorm(2, 6), {"kind": None}),
     "linear": (lambda: nn.Linear(6, 6), {"kind": None}),
 }
@@ -256,7 +256,7 @@ def test_a_trial_leaves_the_module_and_the_random_state_alone() -> None:
     before = {k: v.clone() for k, v in module.state_dict().items()}
     state = torch.get_rng_state()
     with torch.device("meta"):
-        assert read_by_trial(module).kind == "rms"
+        assert detect_norm(module).kind == "rms"
     assert torch.equal(torch.get_rng_state(), state)
     assert not calls
     assert module.weight.grad is None
@@ -319,9 +319,9 @@ def test_the_most_derived_class_and_then_the_last_reader_wins(mine: Any) -> None
 
 
 def test_a_plain_norm_needs_no_reader_of_its_own() -> None:
-    with pytest.raises(UserError, match="no reader knows a test_readers.Rms"):
+    with pytest.raises(UserError, match="no reader is registered for test_readers.Rms"):
         swap_norms(nn.Sequential(_named("RmsNorm")), "layernorm")
-    register_reader(f"{__name__}.RmsNorm")(read_by_trial)
+    register_reader(f"{__name__}.RmsNorm")(detect_norm)
     report = swap_norms(nn.Sequential(_named("RmsNorm")), "rmsnorm")
     assert report.replaced[0].new == "rmsnorm:eps=1e-06"
 
@@ -347,12 +347,12 @@ def test_a_trial_asks_for_the_right_eps_and_place() -> None:
         def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
             return super().forward(x)
 
-    assert read_by_trial(Mild(0.1)).eps == 0.1
+    assert detect_norm(Mild(0.1)).eps == 0.1
     for kind, eps in ((Outside, 0.1), (Doubled, 0.1), (Deaf, 1e-6)):
         with pytest.raises(UserError, match="neither LayerNorm nor RMSNorm"):
-            read_by_trial(kind(eps))
+            detect_norm(kind(eps))
     with pytest.raises(UserError, match="more than a norm"):
-        read_by_trial(Gated())
+        detect_norm(Gated())
 
 
 @pytest.mark.parametrize("path", ["RMSNorm", "", ".RMSNorm", 3])
@@ -368,5 +368,5 @@ def test_a_reader_that_says_nonsense_is_refused() -> None:
         with pytest.raises(UserError, match=next(iter(wrong))):
             NormFacts(6, 1e-5, None, None, **wrong)
     register_reader(f"{__name__}.Mine")(lambda module: types.SimpleNamespace())
-    with pytest.raises(UserError, match="no NormFacts"):
+    with pytest.raises(UserError, match="must return NormFacts"):
         read(Mine())

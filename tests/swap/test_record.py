@@ -16,7 +16,8 @@ from normtrain import build_norm, norm_names, register_norm, swap_norms
 from normtrain.errors import UserError
 from normtrain.norms import RMSNorm, registry
 from normtrain.norms.batch_swap import replace_batchnorm
-from normtrain.swap.record import checked_section, describe, differences, record, restore
+from normtrain.swap.norm_record import describe, differences, read_record, record
+from normtrain.swap.restore import restore
 
 
 def test_what_is_kept() -> None:
@@ -24,7 +25,7 @@ def test_what_is_kept() -> None:
     report = swap_norms(model, [("blocks.*", "rmsnorm"), ("last", "adanorm:k=0.2")])
     found = record(model, report.rules)
     assert found == {
-        "version": 1,
+        "version": 2,
         "rules": [["blocks.*", "rmsnorm"], ["last", "adanorm:k=0.2"]],
         "replaced": {
             "blocks.0.norm": "rmsnorm:eps=1e-06",
@@ -38,7 +39,8 @@ def test_what_is_kept() -> None:
     file = io.BytesIO()
     torch.save(found, file)
     file.seek(0)
-    assert checked_section(torch.load(file, weights_only=True), "it") == found
+    checkpoint = {"normtrain": {"swap": torch.load(file, weights_only=True)}}
+    assert read_record(checkpoint, "it") == found
 
 
 def test_what_a_chain_of_swaps_began_with_is_kept() -> None:
@@ -186,23 +188,23 @@ def test_a_norm_that_is_not_registered_here(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 7}, "version 7.*reads 1"),
+        ({"version": 7}, "version 7.*expected 2"),
         ({"replaced": None}, r"damaged \(replaced\)"),
         ({"was": {}}, r"damaged \(was\)"),
         ({"kept": {"a": 1}}, r"damaged \(kept\)"),
-        ({"recipe": {}}, "normtrain's own"),
+        ({"recipe": {}}, "written by normtrain fit"),
     ],
 )
 def test_a_section_that_is_no_good(change: dict[str, Any], text: str) -> None:
     section = {**record(_swapped("rmsnorm")), **change}
     with pytest.raises(UserError, match=f"a.ckpt.*{text}|{text}"):
-        checked_section(section, "a.ckpt")
+        read_record({"normtrain": section}, "a.ckpt")
 
 
 @pytest.mark.parametrize("section", [None, 3, [], "rmsnorm"])
 def test_what_is_no_section(section: Any) -> None:
     with pytest.raises(UserError, match="a.ckpt"):
-        checked_section(section, "a.ckpt")
+        read_record({"normtrain": section}, "a.ckpt")
 
 
 def test_batch_norms_of_this_package() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import io
 import pickle
 from typing import Any
 
@@ -26,12 +25,10 @@ def test_one_norm_for_all() -> None:
     assert names_of(report) == NORMS
     assert all(type(model.get_submodule(name)) is RMSNorm for name in NORMS)
     assert [one.new for one in report.replaced] == ["rmsnorm:eps=1e-06"] * 2 + ["rmsnorm:eps=1e-05"]
-    assert dict(report.skipped) == {
-        "batch": "a BatchNorm1d norms over the batch; in its place go l1batchnorm, linfbatchnorm, "
-        "topkbatchnorm",
-        "group": "no reader knows a torch.nn.modules.normalization.GroupNorm; add one with "
-        "normtrain.swap.register_reader",
-    }
+    skipped = dict(report.skipped)
+    assert skipped.keys() == {"batch", "group"}
+    assert "it can become l1batchnorm" in skipped["batch"]
+    assert "normalization.GroupNorm; add one with" in skipped["group"]
     assert model(torch.randn(4, 6)).isfinite().all()
 
 
@@ -68,7 +65,7 @@ def test_filter() -> None:
 
     report = swap_norms(model, "rmsnorm", filter_fn=chosen)
     assert names_of(report) == NORMS[:2]
-    assert ("last", "filter_fn said no") in report.skipped
+    assert ("last", "filter_fn returned false") in report.skipped
     assert seen[:3] == [(nn.LayerNorm, name) for name in NORMS]
 
 
@@ -217,7 +214,7 @@ def test_eps_and_doing_without_are_carried(old: nn.Module, rules: Any, wanted: s
     model, again = small(copy.deepcopy(old)), small(copy.deepcopy(old))
     report = swap_norms(model, rules)
     assert report.replaced[0].new == wanted
-    swap_norms(again, list(report.plain()["replaced"].items()))
+    swap_norms(again, [(one.name, one.new) for one in report.replaced])
     assert again[1].spec == model[1].spec == str(NormSpec.parse(wanted))
 
 
@@ -355,30 +352,20 @@ def test_report_table() -> None:
         "blocks.0.norm  LayerNorm  rmsnorm:eps=1e-06      12      6  bias dropped",
         "last           LayerNorm  adanorm:eps=1e-05      12      0  weight dropped; bias dropped",
         "2 replaced                                       24      6",
-        "left alone: blocks.1.norm: no rule matches",
-        "left alone: batch: no rule matches",
-        "left alone: group: no rule matches",
+        "skipped: blocks.1.norm: no rule matches",
+        "skipped: batch: no rule matches",
+        "skipped: group: no rule matches",
     ]
 
 
-def test_report_in_plain_types() -> None:
+def test_rules_in_the_report_swap_again() -> None:
     rules = [("blocks.*", "rms-norm:EPS=1e-5"), ("last", "layernorm:eps=1e-5,bias=true")]
     report = swap_norms(Net(), rules)
-    plain = report.plain()
-    assert plain == {
-        "version": 1,
-        "rules": [["blocks.*", "rmsnorm:eps=1e-05"], ["last", "layernorm:bias=true,eps=1e-05"]],
-        "replaced": {
-            "blocks.0.norm": "rmsnorm:eps=1e-05",
-            "blocks.1.norm": "rmsnorm:eps=1e-05",
-            "last": "layernorm:bias=true,eps=1e-05",
-        },
-    }
-    file = io.BytesIO()
-    torch.save(plain, file)
-    file.seek(0)
-    assert torch.load(file, weights_only=True) == plain
-    assert swap_norms(Net(), plain["rules"]).plain() == plain
+    assert report.rules == [
+        ("blocks.*", "rmsnorm:eps=1e-05"),
+        ("last", "layernorm:bias=true,eps=1e-05"),
+    ]
+    assert swap_norms(Net(), report.rules).replaced == report.replaced
     for one in report.replaced:
         assert build_norm(one.new, 6).eps == 1e-5
 

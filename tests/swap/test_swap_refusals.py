@@ -51,7 +51,7 @@ def test_a_shared_norm_is_found_by_any_of_its_names() -> None:
     model = Shared()
     swap_norms(model, [("again", "rmsnorm")])
     assert model.a[1] is model.b[0] is model.again
-    with pytest.raises(UserError, match=r"a\.1 and b\.0 are one and the same norm"):
+    with pytest.raises(UserError, match=r"a\.1 and b\.0 are one module"):
         swap_norms(model, [("a.*", "layernorm"), ("b.*", "adanorm")])
 
 
@@ -129,26 +129,31 @@ def _parametrized() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
-    "no-norm": (lambda: nn.Sequential(nn.Linear(6, 6)), "rmsnorm", {}, "it holds no norm"),
+    "no-norm": (lambda: nn.Sequential(nn.Linear(6, 6)), "rmsnorm", {}, "it contains no norm"),
     "itself": (lambda: nn.LayerNorm(6), "rmsnorm", {}, "is itself a LayerNorm"),
-    "only-others": (lambda: small(nn.GroupNorm(2, 6)), "rmsnorm", {}, "no reader knows"),
-    "filtered": (Net, "rmsnorm", {"filter_fn": lambda m, n: False}, "filter_fn said no"),
-    "not-in-batch": (lambda: small(nn.BatchNorm1d(6)), "rmsnorm", {}, "norms over the batch"),
-    "not-in-layer": (small, "l1batchnorm", {}, "goes in BatchNorm's place"),
-    "several-axes": (lambda: small(nn.LayerNorm((2, 6))), "rmsnorm", {}, "normalises 2 axes"),
+    "only-others": (
+        lambda: small(nn.GroupNorm(2, 6)),
+        "rmsnorm",
+        {},
+        "no reader is registered for",
+    ),
+    "filtered": (Net, "rmsnorm", {"filter_fn": lambda m, n: False}, "filter_fn returned false"),
+    "not-in-batch": (lambda: small(nn.BatchNorm1d(6)), "rmsnorm", {}, "normalizes over the batch"),
+    "not-in-layer": (small, "l1batchnorm", {}, "can only replace a BatchNorm"),
+    "several-axes": (lambda: small(nn.LayerNorm((2, 6))), "rmsnorm", {}, "normalizes 2 axes"),
     "pattern": (Net, [("block.*", "rmsnorm")], {}, r"'block\.\*' matches no norm.*blocks\.0\.norm"),
     "two-patterns": (Net, [("x", "none"), ("last", "none"), ("y", "none")], {}, "'x'.*'y'"),
     "norm": (Net, "rmsnom", {}, "did you mean rmsnorm"),
     "batch-norm": (Net, "l1batchnom", {}, "did you mean l1batchnorm"),
     "option": (Net, "rmsnorm:epz=1", {}, "unknown option of rmsnorm"),
     "batch-option": (Net, "l1batchnorm:k=3", {}, "has no options"),
-    "topk-option": (Net, "topkbatchnorm:k=0", {}, "a whole number of at least 1"),
-    "pair": (Net, ["rmsnorm"], {}, "a rule is a pattern and a norm"),
-    "two-strings": (Net, ("blocks.*", "rmsnorm"), {}, "a rule is a pattern and a norm"),
+    "topk-option": (Net, "topkbatchnorm:k=0", {}, "an integer >= 1"),
+    "pair": (Net, ["rmsnorm"], {}, "PATTERN=NORM"),
+    "two-strings": (Net, ("blocks.*", "rmsnorm"), {}, "PATTERN=NORM"),
     "empty": (Net, [], {}, r"a list of \(pattern, norm\) pairs"),
     "dict": (Net, {"*": "rmsnorm"}, {}, r"a list of \(pattern, norm\) pairs"),
     "init": (Net, "rmsnorm", {"init": "old"}, "'keep' or 'fresh'"),
-    "eps-0": (lambda: small(nn.LayerNorm(6), nn.LayerNorm(6, eps=0)), "rmsnorm", {}, "2 can't"),
+    "eps-0": (lambda: small(nn.LayerNorm(6), nn.LayerNorm(6, eps=0)), "rmsnorm", {}, "2 cannot"),
     "eps-wrong": (Net, [("blocks.0*", "none"), ("last", "rmsnorm:eps=-1")], {}, "above 0"),
     "patched": (_patched, "rmsnorm", {}, "the forward of 1 is patched"),
     "compiled": (
@@ -185,7 +190,7 @@ def test_refused_and_nothing_changed(name: str) -> None:
 
 
 def test_no_model() -> None:
-    with pytest.raises(UserError, match="in a torch module"):
+    with pytest.raises(UserError, match="must be a torch.nn.Module"):
         swap_norms(Net, "rmsnorm")  # type: ignore[arg-type]
 
 
@@ -281,7 +286,7 @@ def test_torchs_fast_path_is_switched_off_and_noted() -> None:
     layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0)
     model = nn.TransformerEncoder(layer, 1).eval()
     report = swap_norms(model, "rmsnorm:bias=true")
-    assert report.notes == ["layers.0 no longer takes torch's fast path in eval"]
+    assert report.notes == ["layers.0 no longer uses torch's fast path in eval"]
     x = torch.randn(2, 3, 6)
     with torch.no_grad():
         torch.testing.assert_close(model(x), model.train()(x))

@@ -1,1 +1,1 @@
-"""Swap norms inside a Lightning project, and keep its checkpoints honest about them."""
+"""Replace norms in a Lightning project, and record them in its checkpoints."""

@@ -1,8 +1,8 @@
 """One callback class for both of Lightning's names: ``lightning.pytorch``, ``pytorch_lightning``.
 
-The two packages are separate worlds: a Trainer of one takes a lone callback of the other for a list
-of callbacks. What a callback does is therefore written in a class without Lightning, and the class
-that people use inherits that and the ``Callback`` of every flavour there is.
+A Trainer of one package does not accept callbacks of the other. The hooks of a callback are
+therefore written in a class without Lightning, and the public class inherits that and the
+``Callback`` of every installed flavour.
 """
 
 from __future__ import annotations
@@ -13,45 +13,45 @@ from typing import Any
 
 from normtrain.errors import RunError
 
-# `lightning` brings `pytorch_lightning` along but not the reverse, so it comes first.
+# `lightning` includes `pytorch_lightning` but not the reverse, so it comes first.
 FLAVOURS = ("lightning.pytorch", "pytorch_lightning")
 
 
 @functools.cache
 def callback_bases() -> tuple[type, ...]:
-    """The ``Callback`` class of every flavour that can be imported, each once.
+    """Return the ``Callback`` class of every flavour that can be imported, each once.
 
     Raises:
-        RunError: there is none.
+        RunError: none can be imported.
     """
     found: dict[type, None] = {}
     failures = []
     for flavour in FLAVOURS:
         try:
             found[import_module(flavour).Callback] = None
-        # A flavour too old for this Python or torch fails in any way; the other one may be well.
+        # A flavour too old for this Python or torch may raise anything.
         except Exception as error:
             failures.append(f"{flavour}: {type(error).__name__}: {error}")
     if not found:
         raise RunError(
-            f"Lightning can't be imported ({'; '.join(failures)}); pip install pytorch-lightning"
+            f"Lightning cannot be imported ({'; '.join(failures)}); pip install pytorch-lightning"
         )
     return tuple(found)
 
 
 @functools.cache
 def callback_class(logic: type, name: str) -> Any:
-    """The callback class of that name: `logic` first, then the ``Callback`` of every flavour.
+    """Create a callback class that inherits `logic` and the ``Callback`` of every flavour.
 
-    It pickles if the module of `logic` gives it by that name, lazily or not: build it in the
-    module's ``__getattr__``, so that importing the module imports no Lightning.
+    Build it in the ``__getattr__`` of the module of `logic`: importing that module then imports no
+    Lightning, and the class can be pickled.
 
     Args:
-        logic: a class with Lightning's hooks as methods, and its documentation.
-        name: what the class shall be called, and found by in `logic`'s module.
+        logic: a class with Lightning's hooks as methods, and the docstring.
+        name: the name of the class, also in the module of `logic`.
 
     Returns:
-        The class; the same one every time.
+        The class; the same one for every call.
 
     Raises:
         RunError: no flavour of Lightning can be imported.

@@ -17,8 +17,8 @@ from torch import nn
 import normtrain
 from normtrain import NormAware, NormSwap, kernels, load_checkpoint, swap_norms
 from normtrain.errors import RunError, UserError
-from normtrain.swap.callback.norm_section import fitted
-from normtrain.swap.record import record
+from normtrain.swap.callback.checkpoint_norms import renamed
+from normtrain.swap.norm_record import record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,7 +69,7 @@ def test_arguments_reach_the_class_and_the_loading(tmp_path: Path) -> None:
             super().__init__(width)
             self.more = nn.Linear(2, 2)
 
-    with pytest.raises(UserError, match=r"a\.ckpt don't fit More: Missing key.*more"):
+    with pytest.raises(UserError, match=r"a\.ckpt do not fit More: Missing key.*more"):
         load_checkpoint(More, path)
     assert kinds(load_checkpoint(More, path, strict=False)) == ["RMSNorm"]
 
@@ -104,7 +104,7 @@ def test_norms_swapped_by_hand_are_written_and_restored(tmp_path: Path) -> None:
     path, old = tmp_path / "a.ckpt", Aware()
     swap_norms(old, "rmsnorm")
     trained(path, task=old)
-    assert torch.load(path, weights_only=True)["normtrain"] == record(old)
+    assert torch.load(path, weights_only=True)["normtrain"] == {"swap": record(old)}
     assert kinds(Aware.load_from_checkpoint(path, weights_only=True)) == ["RMSNorm"]
 
 
@@ -166,7 +166,7 @@ def test_pruning_without_the_callback_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path, NormSwap("rmsnorm"), task=Aware())
     with pytest.raises(
-        UserError, match=r"ModelPruning has noted.*put NormSwap\('rmsnorm'\) before"
+        UserError, match=r"ModelPruning holds parameters.*put NormSwap\('rmsnorm'\) before"
     ):
         fit(Aware(), ModelPruning("l1_unstructured"), max_epochs=2, ckpt_path=path)
 
@@ -190,10 +190,10 @@ def test_compiled_parts_load_from_plain_ones_and_back(tmp_path: Path) -> None:
                 assert torch.equal(output(found), output(old))
 
 
-def test_fitted_leaves_what_it_does_not_know() -> None:
+def test_renamed_leaves_what_it_does_not_know() -> None:
     state = {"net._orig_mod.1.weight": 1, "other": 2}
-    assert fitted(state, ["net.1.weight"]) == {"net.1.weight": 1, "other": 2}
-    assert fitted(state, list(state)) is state
+    assert renamed(state, ["net.1.weight"]) == {"net.1.weight": 1, "other": 2}
+    assert renamed(state, list(state)) is state
 
 
 class Held:
@@ -209,7 +209,7 @@ class Held:
         ({"weights": 3}, "has no state_dict"),
         ({"state_dict": Held()}, "would have to be executed"),
         ({"state_dict": {}, "normtrain": {"version": 9}}, "version 9"),
-        ({"state_dict": {}, "normtrain": {"version": 1, "recipe": {}}}, "normtrain's own"),
+        ({"state_dict": {}, "normtrain": {"version": 1, "recipe": {}}}, "written by normtrain fit"),
     ],
 )
 def test_files_that_are_no_good(content: Any, text: str, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
 
 def test_what_is_no_lightning_module() -> None:
     for wrong in (nn.Linear, Task(), "Task"):
-        with pytest.raises(UserError, match="takes the class of a LightningModule"):
+        with pytest.raises(UserError, match="the class of a LightningModule"):
             load_checkpoint(wrong, "a.ckpt")  # type: ignore[type-var,arg-type]
 
 

@@ -101,12 +101,16 @@ def test_state_dicts_of_copies_say_it_too() -> None:
     fit(task, NormSwap("rmsnorm"))
     twin = pickle.loads(pickle.dumps(task))
     for each in (task, twin):
-        section = each.state_dict()._metadata[""]["normtrain"]
+        section = each.state_dict()._metadata[""]["normtrain"]["swap"]
         assert section["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
     assert len(task._state_dict_hooks) == 1
     fit(task, NormSwap("adanorm"))
     assert len(task._state_dict_hooks) == 1
-    assert task.state_dict()._metadata[""]["normtrain"]["replaced"]["net.1"].startswith("adanorm")
+    assert (
+        task.state_dict()
+        ._metadata[""]["normtrain"]["swap"]["replaced"]["net.1"]
+        .startswith("adanorm")
+    )
 
 
 def test_the_same_function_needs_no_word(tmp_path: Path) -> None:
@@ -135,7 +139,7 @@ def test_hooks_that_do_not_call_the_mixins(tmp_path: Path) -> None:
     path, task = tmp_path / "a.ckpt", Own()
     swap_norms(task, "rmsnorm")
     trained(path, task=task)
-    assert torch.load(path, weights_only=True)["normtrain"]["replaced"]
+    assert torch.load(path, weights_only=True)["normtrain"]["swap"]["replaced"]
     found = [load_checkpoint(Own, path), Own.load_from_checkpoint(path, weights_only=True)]
     tested = Own()
     trainer().test(tested, data(), ckpt_path=path)
@@ -144,7 +148,9 @@ def test_hooks_that_do_not_call_the_mixins(tmp_path: Path) -> None:
 
 
 def test_the_mixin_comes_first() -> None:
-    with pytest.raises(UserError, match=r"NormAware comes first.*class Wrong\(NormAware, Task\)"):
+    with pytest.raises(
+        UserError, match=r"NormAware must come first.*class Wrong\(NormAware, Task\)"
+    ):
 
         class Wrong(Task, NormAware):
             """In the wrong order."""
@@ -406,7 +412,7 @@ def test_a_norm_whose_parts_are_all_foreign_is_named_without_trying_it() -> None
         def forward(self, x: Tensor) -> Tensor:
             raise AssertionError("it was run")
 
-    from normtrain.swap.record import record
+    from normtrain.swap.norm_record import record
 
     task = Task()
     task.loud = LoudNorm()

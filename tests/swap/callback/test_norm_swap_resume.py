@@ -21,7 +21,7 @@ from torch import nn
 
 from normtrain import NormMonitor, NormSwap
 from normtrain.errors import UserError
-from normtrain.swap.record import record
+from normtrain.swap.norm_record import record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_checkpoints_say_which_norms(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     task = trained(path, NormSwap("rmsnorm"))
-    section = torch.load(path, weights_only=True)["normtrain"]
+    section = torch.load(path, weights_only=True)["normtrain"]["swap"]
     assert section == record(task, [("*", "rmsnorm")])
 
 
@@ -38,7 +38,7 @@ def test_checkpoints_of_weights_only_say_it_too(tmp_path: Path) -> None:
     fit(Task(), NormSwap("rmsnorm"), saver, enable_checkpointing=True)
     found = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert "callbacks" not in found
-    assert found["normtrain"]["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
+    assert found["normtrain"]["swap"]["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
     with pytest.raises(UserError, match=r"a\.ckpt was saved with rmsnorm.*has adanorm"):
         trainer(NormSwap("adanorm")).test(Task(), data(), ckpt_path=tmp_path / "a.ckpt")
 
@@ -98,7 +98,7 @@ def test_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: 
     one, other = (spec.partition(":")[0] for spec in (before, after))
     text = (
         rf"a\.ckpt was saved with {one}.* at net\.1, but the model has {other}.* there by "
-        rf"NormSwap\('{other}.*'\); go on with NormSwap\('{before}"
+        rf"NormSwap\('{other}.*'\); resume with NormSwap\('{before}"
     )
     with pytest.raises(UserError, match=text):
         getattr(trainer(NormSwap(after), max_epochs=2), stage)(task, data(), ckpt_path=path)
@@ -118,8 +118,8 @@ def test_a_checkpoint_from_before_the_swap_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path)
     text = (
-        r"a\.ckpt does not say which norms it was trained with, and NormSwap\('rmsnorm'\) has put "
-        r"rmsnorm:eps=1e-05 in the place of torch\.nn\.LayerNorm at net\.1"
+        r"a\.ckpt does not record the norms it was trained with, and NormSwap\('rmsnorm'\) "
+        r"has replaced torch\.nn\.LayerNorm by rmsnorm:eps=1e-05 at net\.1"
     )
     with pytest.raises(UserError, match=text):
         fit(Task(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=path)

@@ -1,4 +1,4 @@
-"""Changing methods of one LightningModule for a while, so that copies and pickles stay right."""
+"""Patch methods of one LightningModule for a while, so that copies and pickles stay valid."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from normtrain.swap.callback.swap_checks import holds_copies
+from normtrain.swap.callback.trainer_checks import holds_copies
 
 # Lightning's own definitions of its hooks, which do nothing.
 _BASES = ("pytorch_lightning.core.", "lightning.pytorch.core.")
 
 
 def overridden(module: nn.Module, name: str) -> bool:
-    """Whether a LightningModule has a hook of its own, in its class or on the instance."""
+    """Return whether a LightningModule overrides a hook, in its class or on the instance."""
     if name in vars(module):
         return True
     owner = next((base for base in type(module).__mro__ if name in vars(base)), None)
@@ -23,17 +23,16 @@ def overridden(module: nn.Module, name: str) -> bool:
 
 
 def patch(module: nn.Module, name: str, around: Callable[..., Any], *extra: Any) -> None:
-    """Put ``around(module, name, before, *extra, …)`` in the place of a module's method.
+    """Replace a module's method by ``around(module, name, before, *extra, …)``.
 
-    `around` must be a function at the top of a module and calls `original` for what was there. As
-    a `functools.partial` it is copied with the module (and then bound to the copy), pickles, and is
-    what Lightning takes for an overridden hook.
+    The patch is a `functools.partial`: it is copied with the module (and then bound to the copy),
+    pickles, and counts as an overridden hook for Lightning.
 
     Args:
         module: the instance.
-        name: the method's.
-        around: what is called instead.
-        extra: arguments for it.
+        name: the name of the method.
+        around: a function at the top level of a module; it calls `original` for the old method.
+        extra: more arguments for it.
     """
     before = vars(module).get(name)
     assert not is_patch(before), f"{name} is patched already"
@@ -45,17 +44,17 @@ def _call(around: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def original(module: nn.Module, name: str, before: Any) -> Callable[..., Any]:
-    """The method as it was: the instance's own attribute if it had one, else the class's."""
+    """Return the method before `patch`: the instance's own attribute if any, else the class's."""
     return before if before is not None else functools.partial(getattr(type(module), name), module)
 
 
 def is_patch(value: Any) -> bool:
-    """Whether an attribute is what `patch` puts there."""
+    """Return whether an attribute was set by `patch`."""
     return isinstance(value, functools.partial) and value.func is _call
 
 
 def unpatch(module: nn.Module, *names: str) -> None:
-    """Give methods back as they were before `patch`; those not patched stay as they are."""
+    """Undo `patch` for these methods; methods that are not patched are not changed."""
     for name in names:
         value = vars(module).get(name)
         if isinstance(value, functools.partial) and is_patch(value):
@@ -66,9 +65,9 @@ def unpatch(module: nn.Module, *names: str) -> None:
 
 
 def copies(trainer: Any, module: nn.Module) -> Iterator[nn.Module]:
-    """The copies of a LightningModule that Lightning's own callbacks make: averaged weights.
+    """Yield the copies of a LightningModule that Lightning's own callbacks hold: averaged weights.
 
-    A model of the same class in somebody's callback may be another one, a teacher for example.
+    A module of the same class in any other callback may be another model, such as a teacher.
     """
     for callback in filter(holds_copies, trainer.callbacks):
         for value in vars(callback).values():
