@@ -163,8 +163,8 @@ def _blocks(stream: BinaryIO, path: Path, left: int | None) -> Iterator[bytes]:
         try:
             block = stream.read(PIECE if left is None else min(PIECE, left))
             if block and not block.endswith(b"\n"):
-                room = LONGEST_LINE if left is None else min(LONGEST_LINE, left - len(block))
-                block += stream.readline(room)
+                limit = LONGEST_LINE if left is None else min(LONGEST_LINE, left - len(block))
+                block += stream.readline(limit)
         except GZIP_ERRORS as error:
             raise bad_gzip(path, error, lines) from error
         except OSError as error:

@@ -22,7 +22,8 @@ _OPENING = re.compile(r"[(\[{“‘«¿¡]+$")
 _CLITIC = re.compile(r"(?:['’](?:s|t|re|ve|ll|m|d|am|all)|n['’]t)$", re.IGNORECASE)
 # O'Reilly, D'Angelo, L'Équipe, which tokenizers split before the apostrophe.
 _NAME = re.compile(r"['’][^\W\d_]{2,}$")
-_ELIDED = re.compile(r"[^\W\d_]+['’]$")
+# An article or pronoun before a vowel; Italian po' is a word of its own.
+_ELIDED = re.compile(r"(?!po['’])[^\W\d_]+['’]$", re.IGNORECASE)
 _BEFORE_NUMBER = {"$", "£", "€", "#", "US$", "A$", "C$"}
 _JOINER = re.compile(r"@(\S)@$")
 _TREEBANK = {
