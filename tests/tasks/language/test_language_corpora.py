@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gzip
 import platform
-import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_texts import real, sentences, whole, write_folder
+from language_texts import sentences, whole, write_folder
 
 from normtrain.data import documents as documents_module
 from normtrain.data.documents import Documents, document, documents_of, in_pieces
@@ -59,20 +57,6 @@ def test_pieces_end_with_lines_or_before_spaces(monkeypatch: pytest.MonkeyPatch)
     assert "".join(pieces) == lines
     for piece, after in zip(pieces, pieces[1:], strict=False):
         assert piece.endswith("\n") or after.startswith(" ")
-
-
-@pytest.mark.extended
-def test_a_corpus_is_never_held_in_memory() -> None:
-    def texts() -> Iterator[str]:
-        for i in range(60):
-            yield f"{i} " + "abcdefg " * 125_000  # 1 MB each
-
-    made = documents_of(texts)
-    tracemalloc.start()
-    assert made.count == 60
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 12e6
 
 
 def test_the_fingerprint_knows_where_documents_end() -> None:
@@ -190,11 +174,6 @@ def test_enwik8_is_cut_after_ninety_million_bytes(
     path.write_bytes(content[1:])
     with pytest.raises(UserError, match=r"enwik8 must have 1,000 bytes, got 999"):
         load_text(str(path))
-
-
-def test_real_corpora_have_their_articles() -> None:
-    counts = load_text(str(real("wikitext2"))).provenance
-    assert [counts[f"documents_{split}"] for split in SPLITS] == [600, 60, 60]
 
 
 LONG = "\n".join(f"{i * 7919 % 10007} text" for i in range(200_000)).encode()

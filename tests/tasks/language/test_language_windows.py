@@ -66,12 +66,8 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
     for epoch in (0, 1, 5):
         batches.plan(epoch)
     assert [batch.tolist() for batch in batches.plan(2)] == plan(2, seed=1)
-    assert plan(2, seed=1) != plan(3, seed=1)
-    assert plan(2, seed=1) != plan(2, seed=2)
-
-
-def test_offsets_and_members_change_from_epoch_to_epoch() -> None:
-    assert {plan(epoch)[0][0] % 10 for epoch in range(60)} == set(range(10))
+    assert plan(2, seed=1) not in (plan(3, seed=1), plan(2, seed=2))
+    assert {plan(epoch)[0][0] % 10 for epoch in range(60)} == set(range(10))  # offsets
     assert {tuple(sorted(batch)) for batch in plan(0)} != {tuple(sorted(b)) for b in plan(1)}
 
 

@@ -224,35 +224,6 @@ def test_transformer_with_cache_equals_naive_search_without(beam: int) -> None:
         assert [h.score for h in hypotheses] == pytest.approx([s for s, *_ in expected], abs=1e-4)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
-def test_a_sentence_does_not_depend_on_its_batch(beam: int) -> None:
-    model = ToyModel(5, vocab=11)
-    limits = torch.tensor([12, 5, 20, 3, 9])
-    options = {"beam": beam, "length_penalty": 0.6}
-    alone = [
-        beam_search(model, batch([s]), max_length=int(n), **options)[0]
-        for s, n in zip(SOURCES, limits, strict=True)
-    ]
-    for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1], [1, 1, 2]):
-        sources = batch([SOURCES[i] for i in order])
-        found = beam_search(model, sources, max_length=limits[order], **options)
-        assert [[h.tokens for h in s] for s in found] == [
-            [h.tokens for h in alone[i]] for i in order
-        ]
-
-
-def test_equal_scores_take_the_lowest_ids() -> None:
-    class Uniform(ToyModel):
-        def step(self, tokens: Tensor, state: ToyState) -> Tensor:
-            return torch.zeros_like(super().step(tokens, state))
-
-    model = Uniform(0, vocab=300)
-    (found,) = beam_search(model, batch([[3, EOS]]), beam=3, length_penalty=0, max_length=2)
-    # The EOS (2) is the first of the equals; then tokens 3, 4, 5 go on and are ended.
-    assert [h.tokens for h in found] == [[], [3], [4]]
-    assert found[0].log_prob == pytest.approx(-math.log(300))
-
-
 def test_stops_early_and_drops_finished_sentences() -> None:
     class Eager(ToyModel):
         """Ends a sentence soon when its source is short."""
@@ -304,28 +275,6 @@ def test_waits_for_a_longer_hypothesis_that_the_penalty_favours() -> None:
     # At length 2 the live one still scores worse (-0.79 against -0.69), at length 6 better.
     assert longer[0].tokens == [3] * 5
     assert longer[0].score == pytest.approx(math.log(0.4) / (11 / 6))
-
-
-def test_never_generates_padding_or_bos() -> None:
-    model = ToyModel(7, vocab=10)
-    model.out[:, [PAD, BOS]] = model.out[:, [PAD, BOS]] * 0 + model.out.abs().amax() * 3
-    found = beam_search(model, batch(SOURCES), beam=6, length_penalty=1.0, max_length=10)
-    for source, hypotheses in zip(SOURCES, found, strict=True):
-        assert all(token > EOS for h in hypotheses for token in h.tokens)
-        assert_same(hypotheses, naive(model, source, 10, 6, 1.0))
-
-
-def test_max_length_counts_the_eos_and_forces_it() -> None:
-    model = ToyModel(1, vocab=8)
-    model.out[:, EOS] = 0
-    model.step = lambda tokens, state: (  # type: ignore[method-assign]
-        ToyModel.step(model, tokens, state) - 30 * torch.nn.functional.one_hot(torch.tensor(EOS), 8)
-    )
-    limits = torch.tensor([1, 2, 6, 3, 4])
-    found = beam_search(model, batch(SOURCES), beam=3, length_penalty=0.6, max_length=limits)
-    assert [len(h[0].tokens) for h in found] == [0, 1, 5, 2, 3]
-    assert all(h[0].log_prob < -20 for h in found)
-    assert [len(h) for h in found] == [1, 3, 3, 3, 3]
 
 
 def test_impossible_eos_leaves_no_hypothesis() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from normtrain.errors import UserError
 from normtrain.models.token_ids import EOS
@@ -110,11 +109,3 @@ def test_ranks_share_one_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert sorted(valid) == list(range(11))
     with pytest.raises(UserError, match="'test' has 7 pairs, too few for 8"):
         made[0].check_ranks(8)
-
-
-def test_workers_give_the_same_batches(folder: Path) -> None:
-    alone, helped = data(folder), data(folder, workers=2)
-    for _ in range(2):  # the second pass uses the same workers again
-        passes = zip(alone.train_dataloader(), helped.train_dataloader(), strict=True)
-        for one, other in passes:
-            assert all(torch.equal(one[name], other[name]) for name in one)

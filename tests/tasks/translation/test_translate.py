@@ -76,20 +76,6 @@ def test_keeps_order_and_line_count(model: Copier) -> None:
     assert all(score < 0 for line, score in zip(got.lines, got.scores, strict=True) if line)
 
 
-@pytest.mark.parametrize("lines", [[], [""], ["", " ", "\t\n"]])
-def test_nothing_to_translate_never_asks_the_model(model: Copier, lines: list[str]) -> None:
-    got = translate_lines(model, Letters(), lines, **OPTIONS)
-    assert got.lines == [""] * len(lines)
-    assert model.batches == []
-
-
-def test_long_lines_are_cut_and_reported(model: Copier) -> None:
-    lines = ["a" * 40, "b" * 41, "c", "d" * 5000]
-    got = translate_lines(model, Letters(), lines, **OPTIONS)
-    assert got.lines == ["A" * 40, "B" * 40, "C", "D" * 40]
-    assert got.truncated == [1, 3]
-
-
 def test_batches_are_sorted_and_within_the_budget(model: Copier) -> None:
     lines = ["a" * (1 + i * 7 % 30) for i in range(60)]
     got = translate_lines(model, Letters(), lines, batch_tokens=128, **OPTIONS)
@@ -99,13 +85,9 @@ def test_batches_are_sorted_and_within_the_budget(model: Copier) -> None:
     widths = [width for _, width in model.batches]
     assert widths == sorted(widths, reverse=True)
     assert model.batches[0] == (2, 31)
+    translate_lines(model, Letters(), ["a" * 30, "b" * 30], batch_tokens=5, **OPTIONS)
+    assert model.batches[-2:] == [(1, 31), (1, 31)]
     assert max(rows for rows, _ in model.batches) >= 8
-
-
-def test_a_line_over_the_budget_goes_alone(model: Copier) -> None:
-    got = translate_lines(model, Letters(), ["a" * 30, "b" * 30], batch_tokens=5, **OPTIONS)
-    assert got.lines == ["A" * 30, "B" * 30]
-    assert model.batches == [(1, 31), (1, 31)]
 
 
 def test_output_length_is_bounded(model: Copier) -> None:
@@ -182,21 +164,6 @@ def test_wrong_numbers(model: Copier, name: str) -> None:
         translate_lines(model, Letters(), ["abc"], **(OPTIONS | {name: 0}))
 
 
-def test_stream_equals_lines(model: Copier) -> None:
-    lines = ["a" * (i % 11) + "\n" for i in range(100)]
-    got = list(translate_stream(model, Letters(), iter(lines), chunk=32, **OPTIONS))
-    assert got == [line.strip().upper() for line in lines]
-    assert len(model.batches) < 20
-
-
-def test_stream_reports_cut_lines_by_number(model: Copier) -> None:
-    lines = ["a", "b" * 41, *["c"] * 10, "d" * 99]
-    seen: list[int] = []
-    got = translate_stream(model, Letters(), lines, chunk=4, on_truncated=seen.append, **OPTIONS)
-    assert len(list(got)) == 13
-    assert seen == [2, 13]
-
-
 @pytest.mark.timeout(20)
 def test_stream_answers_each_line_before_the_next(model: Copier) -> None:
     typed: queue.Queue[str | None] = queue.Queue()
@@ -206,17 +173,6 @@ def test_stream_answers_each_line_before_the_next(model: Copier) -> None:
         assert next(got) == word.upper()
     typed.put(None)
     assert list(got) == []
-
-
-def test_stream_translates_what_came_before_an_error(model: Copier) -> None:
-    def broken() -> Iterator[str]:
-        yield "abc"
-        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
-
-    got = translate_stream(model, Letters(), broken(), **OPTIONS)
-    assert next(got) == "ABC"
-    with pytest.raises(UnicodeDecodeError):
-        next(got)
 
 
 @pytest.mark.timeout(20)
@@ -238,5 +194,28 @@ def test_abandoned_stream_stops_reading(model: Copier) -> None:
     assert len(read) < 20
 
 
-def test_stream_of_nothing(model: Copier) -> None:
+def test_stream_equals_lines_and_reports_truncated_lines(model: Copier) -> None:
+    lines = ["a" * (i % 11) + "\n" for i in range(100)] + ["b" * 41, "c", "d" * 99]
+    seen: list[int] = []
+    got = translate_stream(
+        model, Letters(), iter(lines), chunk=32, on_truncated=seen.append, **OPTIONS
+    )
+    assert list(got) == [line.strip().upper()[:40] for line in lines]
+    assert len(model.batches) < 20
+    assert seen == [101, 103]
+    assert translate_lines(model, Letters(), lines, **OPTIONS).truncated == [100, 102]
+
+
+def test_an_error_of_the_lines_comes_after_the_lines_before_it(model: Copier) -> None:
+    def broken() -> Iterator[str]:
+        yield "abc"
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    got = translate_stream(model, Letters(), broken(), **OPTIONS)
+    assert next(got) == "ABC"
+    with pytest.raises(UnicodeDecodeError):
+        next(got)
     assert list(translate_stream(model, Letters(), [], **OPTIONS)) == []
+    before = len(model.batches)
+    assert translate_lines(model, Letters(), ["", " \t\n"], **OPTIONS).lines == ["", ""]
+    assert len(model.batches) == before  # nothing to translate never calls the model
