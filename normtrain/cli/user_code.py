@@ -1,4 +1,4 @@
-"""Getting a model out of somebody's own module or file, found as Python itself finds it."""
+"""Load a model from the user's own module or file."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ from normtrain.errors import UserError, described
 EXAMPLE = "MODULE:FACTORY, such as mine:build_model or train.py:Net"
 
 
-class _NoSuchModule(UserError):
-    """What was named is not there, unlike what it imports."""
-
-
 @contextmanager
-def at_home(module: str) -> Iterator[None]:
-    """Run somebody's code as from its own folder, with no arguments, leaving no trace of it.
+def user_environment(module: str) -> Iterator[None]:
+    """Run user code as from its own folder, without arguments and without side effects.
 
-    The current folder comes first on the path, and a file's folder before it; no bytecode is
-    written; what is printed goes to stderr.
+    The module's folder and the current one come first on ``sys.path``, no bytecode is written, and
+    what the code prints goes to stderr.
 
     Args:
         module: the module's name, or the path of its file.
     """
-    path, words, bytecode = sys.path[:], sys.argv[:], sys.dont_write_bytecode
+    path, arguments, bytecode = sys.path[:], sys.argv[:], sys.dont_write_bytecode
     folders = [str(Path(module).resolve().parent)] if _is_file(module) else []
     sys.path[:0] = [*folders, str(Path.cwd())]
     sys.argv[:] = [module]
@@ -41,115 +37,103 @@ def at_home(module: str) -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        sys.path[:], sys.argv[:], sys.dont_write_bytecode = path, words, bytecode
+        sys.path[:], sys.argv[:], sys.dont_write_bytecode = path, arguments, bytecode
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """The module and the factory of ``MODULE:FACTORY``.
+    """Split ``MODULE:FACTORY``.
 
     Raises:
         UserError: one of them is missing.
     """
-    module, colon, factory = target.rpartition(":")
-    if not colon and _is_file(target):
-        raise UserError(f"{target} alone does not say what makes the model; give {EXAMPLE}")
+    module, _, factory = target.rpartition(":")
     if not module or not all(part.isidentifier() for part in factory.split(".")):
-        raise UserError(f"{target!r} should be {EXAMPLE}")
+        raise UserError(f"expected {EXAMPLE}, got {target!r}")
     return module, factory
 
 
 def find_factory(module: str, factory: str) -> Any:
-    """Import a module and look up what makes the model; call it within `at_home`.
+    """Import a module and return an attribute of it; call it within `user_environment`.
 
     Args:
         module: a module's name, or the path of a ``.py`` file.
-        factory: a name in it; dots lead to what is within.
+        factory: the attribute's name, which may be dotted.
 
     Raises:
-        UserError: there is no such module or name, or the module's code fails.
+        UserError: the module or attribute is not found, or the module's code fails.
     """
-    found: Any = _imported(module)
-    file, seen = _where(found), module
+    found: Any = _import(module)
     for part in factory.split("."):
         try:
             found = getattr(found, part)
         except AttributeError as error:
-            raise UserError(f"{seen}{file} has no {part}{_near_names(found, part)}") from error
-        except Exception as error:  # what is made on demand may fail in any way
-            raise UserError(f"getting {part} of {seen} fails: {described(error)}") from error
-        seen, file = f"{seen}.{part}" if ":" in seen else f"{seen}:{part}", ""
+            names = [name for name in dir(found) if not name.startswith("_")]
+            raise UserError(f"{module} has no {part}{_hint(part, names)}") from error
+        except Exception as error:  # a module's __getattr__ may raise anything
+            raise UserError(f"getting {part} of {module} fails: {described(error)}") from error
     return found
 
 
 def make_model(factory: Any, name: str) -> tuple[Any, Any]:
-    """Have a factory make a model; call it within `at_home`.
+    """Call a factory; do it within `user_environment`.
 
     Args:
-        factory: a function or class that is called without arguments, or a model.
-        name: what it is called in messages.
+        factory: a function or class that takes no arguments, or a model.
+        name: its name in messages.
 
     Returns:
         A `torch.nn.Module`, and the inputs that came with it (None if none did).
 
     Raises:
-        UserError: it can't be called without arguments, its code fails, or it gives no model.
+        UserError: it needs arguments, its code fails, or it returns no model.
     """
     from torch import nn
 
-    made = factory if isinstance(factory, nn.Module) else _made(factory, name)
+    made = factory
+    if not isinstance(factory, nn.Module):
+        if not callable(factory):
+            raise UserError(f"{name} must be a model, a function or a class, got {factory!r:.80}")
+        if required := _required(factory):
+            raise UserError(
+                f"{name} needs arguments ({', '.join(required)}); give a function without arguments"
+            )
+        made = _run(factory, f"{name} fails")
     if isinstance(made, nn.Module):
         return made, None
     if isinstance(made, tuple | list) and len(made) == 2 and isinstance(made[0], nn.Module):
         return made[0], made[1]
     raise UserError(
-        f"{name} gives {_kind(made)}; it should give a torch module, or a pair of one and its "
-        f"inputs"
+        f"{name} must return a torch module, or a pair of one and its inputs, got {made!r:.80}"
     )
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        inner = ", ".join(type(each).__name__ for each in value[:3])
-        return f"a {type(value).__name__} of {len(value)} ({inner}{', …' * (len(value) > 3)})"
-    if isinstance(value, ModuleType):
-        return "a Python module"
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _is_file(module: str) -> bool:
     return module.endswith(".py") or "/" in module
 
 
-def _imported(module: str) -> ModuleType:
-    if not _is_file(module):
-        return _theirs(lambda: _by_name(module), f"importing {module} fails")
-    path = Path(module)
-    if not path.is_file():
-        raise UserError(f"there is no file {module}{_near_files(path.parent, path.name)}")
-    if path.suffix != ".py":
-        raise UserError(f"{module} is no .py file; give {EXAMPLE}")
-    return _theirs(lambda: _by_path(path.resolve()), f"importing {module} fails")
-
-
-def _by_name(module: str) -> ModuleType:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise UserError(f"{module!r} is no module's name; give {EXAMPLE}")
+def _import(module: str) -> ModuleType:
+    if _is_file(module):
+        path = Path(module)
+        if not path.is_file() or path.suffix != ".py":
+            raise UserError(f"{module} is not a .py file{_near_files(path.parent, path.name)}")
+        return _run(lambda: _import_file(path.resolve()), f"importing {module} fails")
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # What it imports itself may be missing too, which is another matter.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        folder = Path.cwd().joinpath(*module.split(".")[:-1])
-        near = _near_files(folder, f"{module.split('.')[-1]}.py")
-        raise _NoSuchModule(
-            f"there is no module {module} in this folder or among the installed packages{near}"
-        ) from error
+        return _run(lambda: importlib.import_module(module), f"importing {module} fails")
+    except UserError as error:
+        missing = getattr(error.__cause__, "name", None)
+        # What the module itself imports may be missing too, which is another matter.
+        if isinstance(error.__cause__, ModuleNotFoundError) and f"{module}.".startswith(
+            f"{missing}."
+        ):
+            folder, name = Path.cwd().joinpath(*module.split(".")[:-1]), module.split(".")[-1]
+            near = _near_files(folder, f"{name}.py")
+            raise UserError(f"module {module} not found{near}") from error.__cause__
+        raise
 
 
-def _by_path(path: Path) -> ModuleType:
-    # Under its own name where that is free, so that others who import it get the same module.
+def _import_file(path: Path) -> ModuleType:
+    # Under its own name if that is free, so that others who import it get the same module.
     name = path.stem if path.stem not in sys.modules else f"_normtrain_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -165,70 +149,34 @@ def _by_path(path: Path) -> ModuleType:
 
 
 def _near_files(folder: Path, name: str) -> str:
-    there = sorted(path.name for path in folder.glob("*.py")) if folder.is_dir() else []
-    near = difflib.get_close_matches(name, there, n=3, cutoff=0.5)
+    return _hint(name, sorted(path.name for path in folder.glob("*.py")))
+
+
+def _hint(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 
-def _near_names(found: Any, part: str) -> str:
-    known = [each for each in dir(found) if not each.startswith("_")]
-    near = difflib.get_close_matches(part, known, n=3, cutoff=0.5)
-    near = near or [each for each in known if _defined_in(found, each)][:5]
-    return f"; there is {', '.join(near)}" if near else ""
-
-
-def _where(module: ModuleType) -> str:
-    """The file of a module, in brackets, where it is not in this folder."""
-    file = getattr(module, "__file__", None)
-    return "" if file is None or Path(file).is_relative_to(Path.cwd()) else f" ({file})"
-
-
-def _defined_in(module: Any, name: str) -> bool:
-    """Whether a name of a module is of something callable that is written there."""
-    value = getattr(module, name, None)
-    home = getattr(value, "__module__", None)
-    return callable(value) and home is not None and home == getattr(module, "__name__", "")
-
-
-def _made(factory: Any, name: str) -> Any:
-    """What a function or class gives when called."""
-    if not callable(factory):
-        raise UserError(
-            f"{name} is {_kind(factory)}; it should be a torch module, or a function or class "
-            f"that makes one"
-        )
+def _required(factory: Any) -> list[str]:
+    """Return the names of the arguments that a call needs."""
     try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        signature = None  # not every builtin tells; then the call does
-    if signature is not None:
-        required = [
-            parameter.name
-            for parameter in signature.parameters.values()
-            if parameter.default is parameter.empty
-            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        ]
-        if required:
-            raise UserError(
-                f"{name} needs arguments ({', '.join(required)}); give a function without any "
-                f"that makes the model"
-            )
-    return _theirs(factory, f"{name} fails")
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return []
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
 
 
-def _theirs(run: Callable[[], Any], what: str) -> Any:
-    """What a piece of somebody's code gives; its failure in one line."""
+def _run(call: Callable[[], Any], what: str) -> Any:
+    """Run user code; raise its failure as one line."""
     try:
-        return run()
-    except _NoSuchModule:
-        raise
+        return call()
     except SystemExit as error:
         raise UserError(
-            f"{what}, for it ends the program: {described(error)}; keep what is for the command "
-            f"line under if __name__ == '__main__'"
+            f"{what} because it ends the program: {described(error)}; move the script's code under "
+            f"if __name__ == '__main__'"
         ) from error
     except Exception as error:
-        hint = ""
-        if isinstance(error, ImportError) and "no known parent" in str(error):
-            hint = "; name a file of a package as a module, package.file, from above the package"
+        relative = isinstance(error, ImportError) and "no known parent" in str(error)
+        hint = "; name it as a module, package.file, from above the package" if relative else ""
         raise UserError(f"{what}: {described(error)}{hint}") from error

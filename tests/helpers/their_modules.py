@@ -1,4 +1,4 @@
-"""Modules as people write them, well and badly, for ``normtrain swap-check`` to import."""
+"""Modules for ``normtrain swap-check`` to import, some of them with mistakes."""
 
 MINE = """
 import argparse
@@ -23,15 +23,6 @@ class Net(nn.Module):
     def forward(self, x, scale=1.0):
         print("a message of theirs")
         return {"logits": self.last(self.norm(self.first(x))) * scale}
-
-
-class Text(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
-
-    def forward(self, ids, shift):
-        return self.norm(self.table(ids)) + shift
 
 
 class Rearmed(nn.Module):
@@ -70,39 +61,15 @@ def fails():
     raise ValueError("no such size")
 
 
-def norm_fails():
-    from normtrain import build_norm
-
-    return build_norm("rmsnrm", 3)
-
-
 def quits():
     sys.exit("usage: mine.py FILE")
-
-
-def plain():
-    return nn.Linear(6, 6), torch.randn(2, 6)
 
 
 def nothing():
     pass
 
 
-def triple():
-    return Net(), torch.randn(4, 6), 3
-
-
-def done():
-    from normtrain import swap_norms
-
-    model = Net()
-    swap_norms(model, "rmsnorm")
-    return model, torch.randn(4, 6)
-
-
 class Makers:
-    text = Text
-
     @staticmethod
     def pair():
         return pair()
@@ -111,33 +78,6 @@ class Makers:
 model = Net()
 partial = functools.partial(Net, size=12)
 number = 3
-"""
-
-LIT = """
-import torch
-from {flavour} import LightningModule
-from torch import nn
-
-
-class Lit(LightningModule):
-    def __init__(self):
-        super().__init__()
-        self.example_input_array = torch.randn(2, 6)
-
-    def configure_model(self):
-        self.net = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8))
-
-    def forward(self, x):
-        return self.net(x)
-"""
-
-HF = """
-from transformers import GPT2Config, GPT2LMHeadModel
-
-
-def tiny():
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 29, "n_positions": 16}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=1))
 """
 
 THEIRS = """
@@ -183,5 +123,4 @@ FILES = {
     "wrong.py": "x = (\n",
     "raises.py": "import helper\n\n\ndef size():\n    return helper.SIZES\n\n\nsize()\n",
     "lazy.py": "def __getattr__(name):\n    raise ImportError('no ' + name)\n",
-    "quits.py": "import sys\nsys.exit(3)\n",
 }

@@ -1,5 +1,5 @@
-"""Try a swap on a copy of a model and report what would change."""
+"""Check on copies whether a model still trains and evaluates with other norms."""
 
-from normtrain.swap.check.run import SwapCheck, check_swap
+from normtrain.swap.check.run import Check, SwapCheck, check_swap
 
-__all__ = ["SwapCheck", "check_swap"]
+__all__ = ["Check", "SwapCheck", "check_swap"]

@@ -1,79 +1,79 @@
-"""Whether a model still trains and evaluates as it should with other norms, tried on copies."""
+"""Swap the norms of a copy of a model, and run forward, backward, saving and loading on copies.
+
+A check that fails for the original model too is skipped: the swap is not the cause.
+"""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import io
 import math
+import random
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from normtrain.errors import UserError, described
+from normtrain.errors import RunError, UserError, described
 from normtrain.swap.check.inputs import Inputs, choose_inputs
-from normtrain.swap.check.probe import generators_kept
-from normtrain.swap.check.runs import ModelFailed, copied
-from normtrain.swap.check.trials import Check, Trials
+from normtrain.swap.check.outputs import agree, float_tensors, outputs_of, relative_difference
 from normtrain.swap.report import SwapReport
+from normtrain.swap.swap import swap_norms
 
+OK, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 _LIGHTNING = ("pytorch_lightning", "lightning")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check's name, its status (``ok``, ``FAILED`` or ``skipped``), and what was seen."""
+
+    name: str
+    status: str
+    detail: str
 
 
 @dataclass
 class SwapCheck:
-    """What a swap would do to a model, and whether the model with the new norms works.
+    """The report of `swap_norms`, the checks, and the relative change of the eval output.
 
-    Attributes:
-        report: what `swap_norms` said.
-        checks: what was tried, in order.
-        change: by how much the output in eval differs from the original's, relative to its size;
-            0 exactly if no bit changed, None if it is not known. No verdict: other norms are meant
-            to compute something else.
-        inputs: what the model was called with.
-        notes: what was done to have the model at all.
+    Other norms are meant to compute something else, so the change is information only.
     """
 
     report: SwapReport
     checks: list[Check]
-    change: float | None
+    change: float
     inputs: str
     notes: list[str] = field(default_factory=list)
 
     @property
     def failed(self) -> list[str]:
         """The names of the checks that failed."""
-        return [check.name for check in self.checks if check.status == "FAILED"]
+        return [check.name for check in self.checks if check.status == FAILED]
 
     def plain(self) -> dict[str, Any]:
-        """Dicts, lists, strings and numbers only; a change that is not finite is None."""
-        finite = self.change is not None and math.isfinite(self.change)
-        return {
-            "report": dataclasses.asdict(self.report),
-            "checks": [dataclasses.asdict(check) for check in self.checks],
-            "change": self.change if finite else None,
-            "inputs": self.inputs,
-            "notes": self.notes,
-            "passed": not self.failed,
-        }
+        """Return plain types only; a change that is not finite is None."""
+        change = self.change if math.isfinite(self.change) else None
+        return {**dataclasses.asdict(self), "change": change, "passed": not self.failed}
 
     def __str__(self) -> str:
-        """The report's table, then a line a check."""
-        rows = [(check.name, check.status, check.detail) for check in self.checks]
-        wide = max((len(name) for name, _, _ in rows), default=0)
+        """Format the report's table, then one line for each check."""
         lines = [str(self.report), "", f"inputs: {self.inputs}"]
         lines += [f"note: {note}" for note in self.notes]
-        lines += [
-            f"{name:<{wide}}  {status:<7}  {detail}".rstrip() for name, status, detail in rows
-        ]
-        if self.change is not None:
-            much = f"{self.change:.3g} of its size" if self.change else "not a bit"
-            much = much if math.isfinite(self.change) else "its shape, or what of it is finite"
-            lines.append(f"change of the output in eval: {much} (information, not a verdict)")
-        return "\n".join(lines)
+        width = max(len(check.name) for check in self.checks)
+        lines += [f"{c.name:<{width}}  {c.status:<7}  {c.detail}".rstrip() for c in self.checks]
+        change = f"{self.change:.3g}" if math.isfinite(self.change) else "in shape or NaN/Inf"
+        return "\n".join([*lines, f"relative change of the eval output: {change} (information)"])
+
+
+class _Failed(Exception):
+    """A check failed; the message says when and how."""
 
 
 def check_swap(
@@ -81,111 +81,178 @@ def check_swap(
     rules: Any,
     inputs: Any = None,
     *,
-    specs: Sequence[str] = (),
     init: str = "keep",
     seed: int = 0,
 ) -> SwapCheck:
-    """Swap the norms of a copy of a model and try what training and evaluation need of it.
+    """Swap the norms of a copy of a model and run what training and evaluation need.
 
-    The model, the global random generators and the file system stay as they are. It runs where the
-    model is. A Lightning module is called as its ``forward``; where it overrides
-    ``configure_model``, that is called on the copy first.
+    The model and torch's global random generators are not changed. A LightningModule is called by
+    its ``forward``, after ``configure_model`` on the copy.
 
     Args:
-        model: any module that `swap_norms` takes.
-        rules: as `swap_norms` takes them.
-        inputs: a tensor, a tuple or list of arguments, or a dict of named ones; None for the
-            model's own ``example_input_array`` or ``dummy_inputs``.
-        specs: shapes of inputs to make up instead: ``"2,16,64"``, ``"ids=int:2,16:1000"``.
-        init: as `swap_norms` takes it.
-        seed: of the inputs that are made up, and of what the model draws.
+        model: any module that `swap_norms` supports.
+        rules: as for `swap_norms`.
+        inputs: as for `choose_inputs`.
+        init: as for `swap_norms`.
+        seed: seeds every forward.
 
     Raises:
-        UserError: there is nothing to call the model with, it can't be copied, its own forward
-            fails on these inputs, the rules are wrong, or no norm would be replaced.
+        UserError: there are no inputs, the model cannot be copied, its own forward fails on the
+            inputs, the rules are wrong, or no norm would be replaced.
         RunError: out of memory; or as `swap_norms`.
     """
-    with generators_kept(), _eagerly():
-        before = copied(model)
-        notes, hint = _configure(before)
-        chosen = choose_inputs(before, specs, inputs, seed)
-        trials = Trials(before, rules, init, chosen, seed)
-        report = _report(trials, hint)
+    # Compiling takes long and does not change what is checked; importing dynamo takes seconds.
+    eager = "torch._dynamo" in sys.modules
+    with (
+        torch.random.fork_rng(),
+        torch.compiler.set_stance("force_eager") if eager else nullcontext(),
+    ):
+        original = _copy(model)
+        notes, hint = _configure(original)
+        chosen = choose_inputs(original, inputs)
+        swapped = _copy(original)
         try:
-            trials.run_original()
-        except ModelFailed as error:
-            raise UserError(_of_original(error, chosen, hint)) from error.__cause__
-        checks = [_outcome(name, trial) for name, trial in trials.all()]
-    return SwapCheck(report, checks, trials.change, str(chosen), [*notes, *trials.notes])
+            report = swap_norms(swapped, rules, init=init)
+        except UserError as error:
+            raise UserError(f"{error}{hint}") from error
+        if not report.replaced:
+            why = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:3])
+            raise UserError(f"no norm would be replaced: {why}{hint}")
+        runs = _Runs(chosen, seed)
+        try:
+            before = runs.forward(_copy(original).eval())
+        except _Failed as error:
+            raise UserError(
+                f"the original model itself fails on its inputs ({chosen}): {error}{hint}"
+            ) from error.__cause__
+        checks = [_compared(name, runs, swapped, original) for name in _CHECKS]
+        try:
+            change = relative_difference(runs.forward(_copy(swapped).eval()), before)
+        except _Failed:
+            change = math.inf
+    return SwapCheck(report, checks, change, str(chosen), notes)
 
 
-def _eagerly() -> AbstractContextManager[Any]:
-    """Run what torch.compile made as it was written: compiling takes long and changes no result."""
-    compiles = "torch._dynamo" in sys.modules  # importing it takes seconds
-    return torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+@dataclass
+class _Runs:
+    """Runs a copy of a model, always on the same inputs and with the same seed."""
+
+    inputs: Inputs
+    seed: int
+
+    def call(self, model: nn.Module) -> Any:
+        device = next((t.device for t in [*model.parameters(), *model.buffers()]), None)
+        args, kwargs = self.inputs.copied(device or torch.device("cpu"))
+        seed_all(self.seed)
+        return _guarded(lambda: model(*args, **kwargs), "forward")
+
+    def forward(self, model: nn.Module) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return outputs_of(self.call(model))
+
+    def eval_forward(self, model: nn.Module) -> str:
+        """Compare with and without gradients: torch's fast path runs only without."""
+        with_gradients = outputs_of(self.call(_copy(model).eval()))
+        without = self.forward(model.eval())
+        if not agree(without, with_gradients):
+            raise _Failed("the output under no_grad differs from the one with gradients")
+        return f"{_finite(without, 'output')}, equal under no_grad"
+
+    def backward(self, model: nn.Module) -> str:
+        outputs = [t for _, t in float_tensors(self.call(model)) if t.requires_grad and t.numel()]
+        if not outputs:
+            raise _Failed("no output depends on a trainable parameter")
+        loss = torch.stack([t.float().square().mean() for t in outputs]).sum()
+        _guarded(loss.backward, "backward")
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        dense = {n: g.to_dense() if g.is_sparse else g for n, g in gradients.items()}
+        return _finite(dense, "gradient")
+
+    def save_and_load(self, model: nn.Module) -> str:
+        expected, file = self.forward(_copy(model).eval()), io.BytesIO()
+        _guarded(lambda: torch.save(model.state_dict(), file), "saving the state dict")
+        with torch.no_grad():
+            for parameter in model.parameters():  # so that what is not loaded shows
+                parameter.add_(1)
+        file.seek(0)
+        loaded = _guarded(lambda: torch.load(file, weights_only=True), "loading the file")
+        _guarded(lambda: model.load_state_dict(loaded), "load_state_dict")
+        if not agree(self.forward(model.eval()), expected):
+            raise _Failed("the output differs after loading the state dict")
+        return f"{len(loaded)} entries"
 
 
-def _report(trials: Trials, hint: str) -> SwapReport:
-    """What swapping a copy says.
+_CHECKS: dict[str, Callable[[_Runs, nn.Module], str]] = {
+    "train forward": lambda runs, model: _finite(outputs_of(runs.call(model.train())), "output"),
+    "train backward": lambda runs, model: runs.backward(model.train()),
+    "eval forward": _Runs.eval_forward,
+    "eval backward": lambda runs, model: runs.backward(model.eval()),
+    "save and load": _Runs.save_and_load,
+}
 
-    Raises:
-        UserError: it is refused, or nothing is replaced.
-    """
+
+def _compared(name: str, runs: _Runs, swapped: nn.Module, original: nn.Module) -> Check:
+    """Run a check on a copy of the swapped model, and on the original if it fails."""
+    run = _CHECKS[name]
     try:
-        report = trials.swap()
-    except UserError as error:
-        if not str(error).startswith("no norm of this"):
-            raise
-        raise UserError(f"{error}{hint}") from error
-    if not report.replaced:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.skipped[:3])
-        raise UserError(f"no norm would be replaced: {reasons}{hint}")
-    return report
-
-
-def _outcome(name: str, trial: Callable[[], tuple[str, str]]) -> Check:
+        return Check(name, OK, run(runs, _copy(swapped)))
+    except _Failed as error:
+        failure = error
     try:
-        return Check(name, *trial())
-    except ModelFailed as error:
-        return Check(name, "FAILED", f"{error} (the original does not)")
+        run(runs, _copy(original))
+    except _Failed as error:
+        return Check(name, SKIPPED, f"the original fails too: {error}")
+    return Check(name, FAILED, f"{failure} (the original passes)")
 
 
-def _of_original(error: ModelFailed, inputs: Inputs, hint: str) -> str:
-    others = "" if inputs.source == "from --input" else "; --input gives others"
-    return f"the original model itself fails on its inputs ({inputs}), {error}{others}{hint}"
+def _finite(tensors: dict[str, Tensor], what: str) -> str:
+    bad = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if bad or not tensors:
+        raise _Failed(f"{what} is NaN or Inf: {', '.join(bad[:3])}" if bad else f"no float {what}")
+    return f"{len(tensors)} {what}{'s' if len(tensors) > 1 else ''}, finite"
+
+
+def _guarded(run: Callable[[], Any], what: str) -> Any:
+    """Run the user's code; raise its failure as a failed check."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"out of memory: {first}; use a smaller model, or the CPU") from error
+    except Exception as error:  # the user's code may raise anything
+        raise _Failed(f"{what} fails: {described(error)}") from error
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return _guarded(lambda: copy.deepcopy(model), "copying the model")
+    except _Failed as error:
+        raise UserError(f"{error}; swap-check needs a model that can be copied") from error
 
 
 def _configure(model: nn.Module) -> tuple[list[str], str]:
-    """Call what Lightning would call before training, in place; what to say of it.
-
-    Returns:
-        Notes, and what to add to a message about a model in which something is missing.
+    """Call a LightningModule's ``configure_model``; return notes, and a hint for messages.
 
     Raises:
         UserError: the module's ``configure_model`` fails.
     """
-    kinds = type(model).__mro__
-    lightning = [
-        kind
-        for kind in kinds
-        if kind.__name__ == "LightningModule" and kind.__module__.split(".")[0] in _LIGHTNING
-    ]
-    if not lightning:
+    cls = type(model)
+    bases = [b for b in cls.__mro__ if b.__name__ == "LightningModule"]
+    if not bases or bases[0].__module__.split(".")[0] not in _LIGHTNING:
         return [], ""
-    kind, base = type(model), lightning[0]
-    hint = ""
-    if getattr(kind, "setup", None) is not getattr(base, "setup", None):
-        hint = (
-            f"; what the setup of {kind.__name__} builds is missing, since only Lightning calls it:"
-            f" let the factory call it"
-        )
-    if getattr(kind, "configure_model", None) is getattr(base, "configure_model", None):
+    base: Any = bases[0]
+    hint = "" if cls.setup is base.setup else f"; call setup of {cls.__name__} in the factory"  # type: ignore[attr-defined]
+    if cls.configure_model is base.configure_model:  # type: ignore[attr-defined]
         return [], hint
     try:
-        model.configure_model()  # type: ignore[operator]
-    except Exception as error:  # theirs may fail in any way
-        raise UserError(
-            f"the configure_model of {kind.__name__} fails without a Trainer: {described(error)}; "
-            f"let the factory build the whole model"
-        ) from error
-    return [f"configure_model of {kind.__name__} was called on the copy"], hint
+        _guarded(model.configure_model, f"configure_model of {cls.__name__}")  # type: ignore[arg-type]
+    except _Failed as error:
+        raise UserError(f"{error}, without a Trainer; build the model in the factory") from error
+    return [f"configure_model of {cls.__name__} was called on the copy"], hint
+
+
+def seed_all(seed: int) -> None:
+    """Seed the global random generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
