@@ -23,6 +23,26 @@ hypothesis.settings.register_profile("normtrain", deadline=None)
 hypothesis.settings.load_profile("normtrain")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Use one worker a core when the command names no path; ``-n 0`` turns that off."""
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    worker = "PYTEST_XDIST_WORKER" in os.environ
+    if whole and not worker and not option.collectonly and option.capture != "no":
+        option.numprocesses = "auto" if option.numprocesses is None else option.numprocesses
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the quick tier, unless ``-m`` or a test's own name (``file.py::test``) selects."""
+    if config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    hidden = [item for item in items if any(map(item.get_closest_marker, ("extended", "slow")))]
+    if hidden:
+        config.hook.pytest_deselected(items=hidden)
+        items[:] = [item for item in items if item not in set(hidden)]
+
+
 @pytest.fixture
 def default_kernels() -> Any:
     """For what holds by default alone: the bits of `torch.nn.LayerNorm`, whatever is forced."""
