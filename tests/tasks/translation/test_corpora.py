@@ -165,19 +165,10 @@ def test_other_languages_are_read_from_a_folder(tmp_path: Path) -> None:
         load_corpus(str(tmp_path), source_lang="de", target_lang="it")
 
 
-@pytest.mark.parametrize(
-    ("source", "pair", "words"),
-    [
-        ("phrasebook", ("de", "fr"), "corpus phrasebook .* must be en and vi, got de and fr"),
-        ("iwslt15", ("en", "fr"), "corpus iwslt15 .* must be en and vi, got en and fr"),
-        (".", ("en", "en"), "must differ"),
-        (".", ("e/n", "vi"), r"data\.source_lang .* got 'e/n'"),
-        (".", ("en", ""), r"data\.target_lang"),
-    ],
-)
-def test_wrong_languages_are_refused(source: str, pair: tuple[str, str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        load_corpus(source, source_lang=pair[0], target_lang=pair[1])
+@pytest.mark.parametrize("source", ["phrasebook", "iwslt15"])
+def test_named_corpora_refuse_other_languages(source: str) -> None:
+    with pytest.raises(UserError, match=f"corpus {source} .* must be en and vi, got de and fr"):
+        load_corpus(source, source_lang="de", target_lang="fr")
 
 
 # The Hub: small files in its layout, read by the real `datasets` from a local folder.
