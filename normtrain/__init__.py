@@ -1,6 +1,6 @@
 """Train, resume, evaluate and compare transformers whose first-class axis is the normalizer.
 
-Importing this package imports neither torch nor Lightning; the names below load their rooms when
+Importing this package imports neither torch nor Lightning; the names below load their modules when
 they are first used.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from normtrain._version import __version__
 
 if TYPE_CHECKING:
-    from normtrain.convert.equivalence import to_crmsnorm, to_layernorm, to_rmsnorm
+    from normtrain.convert import to_crmsnorm, to_layernorm, to_rmsnorm
     from normtrain.models import build_model
     from normtrain.monitor.callback import NormMonitor
     from normtrain.norms import NormRules, NormSpec, build_norm, norm_names, register_norm
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from normtrain.swap.report import SwapReport
     from normtrain.swap.swap import swap_norms
 
-_HOMES = {
+_MODULES = {
     "NormAware": "normtrain.swap.callback.norm_aware",
     "NormMonitor": "normtrain.monitor.callback",
     "NormRules": "normtrain.norms",
@@ -34,9 +34,9 @@ _HOMES = {
     "norm_names": "normtrain.norms",
     "register_norm": "normtrain.norms",
     "swap_norms": "normtrain.swap",
-    "to_crmsnorm": "normtrain.swap",
-    "to_layernorm": "normtrain.swap",
-    "to_rmsnorm": "normtrain.swap",
+    "to_crmsnorm": "normtrain.convert",
+    "to_layernorm": "normtrain.convert",
+    "to_rmsnorm": "normtrain.convert",
 }
 
 __all__ = [
@@ -60,10 +60,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'normtrain' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

@@ -35,6 +35,11 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert python(code) == "[]\n"
 
 
+def test_every_public_name_can_be_imported() -> None:
+    for name in normtrain.__all__:
+        assert getattr(normtrain, name) is not None
+
+
 @pytest.mark.parametrize("words", [["--help"], ["fit", "--help"], ["recipes", "list"]])
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     code = (
@@ -69,7 +74,9 @@ def test_every_dependency_has_a_tested_version() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = project()["project"]["optional-dependencies"]
-    wanted = project()["project"]["dependencies"] + extras["dev"] + extras["plots"]
+    wanted = project()["project"]["dependencies"] + [
+        each for extra in extras.values() for each in extra
+    ]
     for requirement in wanted:
         found = re.match(r"([A-Za-z0-9_.-]+?)(?:>=([\d.]+))?(?:; .*)?$", requirement)
         assert found is not None, requirement
@@ -95,7 +102,7 @@ def test_another_packages_recipes_are_found(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[normtrain.config.bundled]\nother-a = other_recipes:PATH\nother-b = other_recipes:make\n"
+        "[normtrain.recipes]\nother-a = other_recipes:PATH\nother-b = other_recipes:make\n"
         "other-lost = other_recipes:nothing\nenvi = other_recipes:PATH\n"
     )
     (tmp_path / "theirs.yaml").write_text("# Theirs.\nmodel: {d_model: 64}\n")
@@ -135,7 +142,7 @@ def test_the_wheel_carries_recipes_and_data(tmp_path: Path) -> None:
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT).as_posix() in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"normtrain"}
-    code = "from normtrain import recipes; print(recipes.find('envi'))"
+    code = "from normtrain.config import bundled; print(bundled.find('envi'))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from normtrain.errors import UserError, unknown_name
 
-GROUP = "normtrain.config.bundled"
+GROUP = "normtrain.recipes"
 """Entry-point group of other packages: ``name = "module:attribute"``, where the attribute is the
 path of a YAML file, or a function without arguments that returns it."""
 
