@@ -1,4 +1,4 @@
-"""The group of all commands, and the one place where failures become messages and exit codes."""
+"""The group of all commands; turns failures into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DONE, FAILED, MISUSED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
 
 class Commands(click.Group):
-    """A group of commands that ends every failure in one or two lines."""
+    """A group of commands that reports every failure in one or two lines."""
 
     def main(
         self,
@@ -43,8 +43,11 @@ class Commands(click.Group):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> NoReturn:
-        """Run a command line and exit. Click's own ``main`` hides too much: it turns ``EOFError``
-        into an abort and every broken pipe into a quiet exit."""
+        """Run a command line and exit.
+
+        Replaces click's ``main``, which turns ``EOFError`` into an abort and every broken pipe
+        into a silent exit.
+        """
         words = list(sys.argv[1:] if args is None else args)
         name = prog_name or "normtrain"
         self._main_shell_completion(extra, name, complete_var)
@@ -62,7 +65,7 @@ class Commands(click.Group):
         except click.exceptions.Exit as stop:
             return stop.exit_code
         except (KeyboardInterrupt, click.Abort) as stop:
-            _say(str(stop) or "interrupted")
+            _print_error(str(stop) or "interrupted")
             return INTERRUPTED
         except Exception as error:
             if isinstance(error, BrokenPipeError) and _stdout_is_closed():
@@ -74,42 +77,42 @@ class Commands(click.Group):
 
 
 def _explain(error: Exception) -> int:
-    """Print a failure as a person should read it, and choose the exit code."""
+    """Print a failure and return the exit code."""
     if isinstance(error, NoArgsIsHelpError):
         error.show()
         return error.exit_code
     if isinstance(error, UserError | click.UsageError) and not is_first_here():
         return MISUSED
     if isinstance(error, click.ClickException):
-        # A missing choice's message lists the choices a line each.
-        _say(f"error: {' '.join(error.format_message().split())}")
+        # click lists the choices of a missing option one per line
+        _print_error(f"error: {' '.join(error.format_message().split())}")
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            _say(f"'{error.ctx.command_path} --help' shows how it is used")
+            _print_error(f"'{error.ctx.command_path} --help' shows how it is used")
         return error.exit_code
     if isinstance(error, UserError):
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
         return MISUSED
     if isinstance(error, RunError):
-        _say(f"error: {error}")
+        _print_error(f"error: {error}")
     elif isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename is not None else ""
-        _say(f"error: {where}{error.strerror}")
+        _print_error(f"error: {where}{error.strerror}")
     else:
         lines = str(error).strip().splitlines()
         what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        _say(f"internal error: {what} (run again with --debug)")
+        _print_error(f"internal error: {what} (run again with --debug)")
     return FAILED
 
 
-def _say(message: str) -> None:
-    """Print a message; what would move the cursor, in a name somebody chose, is shown escaped."""
+def _print_error(message: str) -> None:
+    """Print a message to stderr with control characters escaped."""
     click.echo(_CONTROL.sub(lambda found: repr(found[0])[1:-1], message), err=True)
 
 
 def _stdout_is_closed() -> bool:
-    """Whether nobody reads our output any more, as after ``| head``; what is left goes nowhere.
+    """Return whether the reader of stdout has gone, as after ``| head``; if so, discard the rest.
 
-    Asks the system: a failed flush may have emptied Python's buffer, so a second one succeeds.
+    Asks the system, since a failed flush may have emptied Python's buffer.
     """
     try:
         stdout = sys.stdout.fileno()
@@ -127,7 +130,7 @@ def _stdout_is_closed() -> bool:
 @click.version_option(__version__, prog_name="normtrain", message="%(prog)s %(version)s")
 @debug_option
 def cli() -> None:
-    """Train, resume, evaluate and compare transformers with the normalizer of your choice.
+    """Train, resume, evaluate and compare transformers with any normalizer.
 
     \b
     A first run, offline, in minutes on two CPU cores:
@@ -150,7 +153,7 @@ for _command in _COMMANDS:
 
 
 def main() -> NoReturn:
-    """Entry point of ``normtrain`` and ``cli.py``: runs the command line and exits.
+    """Run the command line and exit; the entry point of ``normtrain`` and ``cli.py``.
 
     Exit codes: 0 done, 1 failed, 2 used wrongly, 130 interrupted.
     """

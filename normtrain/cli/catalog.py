@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from normtrain.cli.common import SETTINGS, debug_option
+from normtrain.cli.common import SETTINGS, debug_option, table
 from normtrain.errors import UserError
 
 
@@ -19,22 +19,21 @@ def recipes() -> None:
 @recipes.command("list")
 @debug_option
 def list_recipes() -> None:
-    """Every recipe that can be named, with what it is for."""
+    """List the recipes that --recipe takes by name."""
     from normtrain.config import bundled as found
 
-    names = found.names()
-    width = max(map(len, names), default=0)
-    for name in names:
+    def about(name: str) -> str:
         try:
-            about = found.summary(name)
+            return found.summary(name)
         except UserError as error:  # another package's broken recipe must not hide the rest
-            about = f"({error})"
-        click.echo(f"{name:<{width}}  {about}".rstrip())
+            return f"({error})"
+
+    click.echo(table((name, about(name)) for name in found.names()))
 
 
 @recipes.command("show")
 @click.argument("name", metavar="NAME|FILE")
-@click.option("--resolved", is_flag=True, help="Every key, with the defaults filled in.")
+@click.option("--resolved", is_flag=True, help="Print every key, with the defaults filled in.")
 @debug_option
 def show_recipe(name: str, resolved: bool) -> None:
     """Print a recipe."""
@@ -55,16 +54,16 @@ def show_recipe(name: str, resolved: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @debug_option
 def copy_recipe(name: str, file: Path, force: bool) -> None:
-    """Copy a recipe to FILE, to make it your own: fit --recipe FILE."""
+    """Copy a recipe to FILE, to change it and train it with fit --recipe FILE."""
     from normtrain.config import bundled as found
 
     text = found.read(name)[0]
     if file.is_dir():
         file = file / f"{Path(name).stem}.yaml"
     if file.suffix.lower() not in {".yaml", ".yml"}:
-        raise UserError(f"{file} should end in .yaml, which is how --recipe tells files from names")
+        raise UserError(f"{file} must end in .yaml: --recipe takes other words for names")
     if not file.parent.is_dir():
-        raise UserError(f"{file.parent} is not a folder; make it before copying into it")
+        raise UserError(f"{file.parent} is not a folder; create it first")
     if file.exists() and not force:
         raise UserError(f"{file} exists; --force overwrites it")
     file.write_text(text, encoding="utf-8")

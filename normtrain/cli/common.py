@@ -1,9 +1,10 @@
-"""What several commands share: ``--debug``, options of the beam, which process may print."""
+"""Options that several commands have, the number of processes, and tables."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ TARGET = click.Path(exists=True, path_type=Path)
 
 @dataclass
 class Session:
-    """What the options before a command decide."""
+    """The options given before a command's name."""
 
     debug: bool = False
 
@@ -49,25 +50,44 @@ def beam_options(function: _F) -> _F:
     )(function)
     return click.option(
         "--beam",
-        type=click.IntRange(1, 1000),  # as in recipe_schema, which takes long to import
+        type=click.IntRange(1, 1000),  # as in the recipe's schema, which takes long to import
         help="Beam width; 1 is greedy. Default: the recipe's.",
     )(function)
 
 
 def machine_options(function: _F) -> _F:
     """Add ``--devices`` and ``--nodes``."""
-    function = click.option("--nodes", type=click.IntRange(min=1), help="Machines. Default: 1.")(
-        function
-    )
+    function = click.option(
+        "--nodes", type=click.IntRange(min=1), help="Number of machines. Default: 1."
+    )(function)
     return click.option(
-        "--devices", type=click.IntRange(min=1), help="Devices on this machine. Default: 1."
+        "--devices",
+        type=click.IntRange(min=1),
+        help="Number of devices on each machine. Default: 1.",
     )(function)
 
 
 def started_as(devices: int | None, nodes: int | None) -> dict[str, Any]:
-    """How many devices and machines: as asked for, else as torchrun started us, else unsaid."""
+    """Return ``devices`` and ``nodes``: as given, else as torchrun set them, else None."""
     if "LOCAL_WORLD_SIZE" in os.environ:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         devices = devices or here
         nodes = nodes or max(1, int(os.environ.get("WORLD_SIZE", "1")) // here)
     return {"devices": devices, "nodes": nodes}
+
+
+def table(rows: Iterable[Iterable[str]]) -> str:
+    """Return rows in aligned columns. On a terminal long cells wrap; elsewhere nothing is cut."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    for column in grid.columns:
+        column.overflow = "fold"
+    console = Console(width=None if sys.stdout.isatty() else 100_000)
+    with console.capture() as captured:
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

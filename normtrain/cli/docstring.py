@@ -1,4 +1,4 @@
-"""Docstrings as text for a terminal: paragraphs, the meaning of each argument, lines that fit."""
+"""Format docstrings for a terminal: paragraphs, arguments, line width."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _HEADING = re.compile(
 )
 _ARGUMENTS = ("args", "arguments", "parameters")
 _ARGUMENT = re.compile(r"\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)")
-# A list, a table, a prompt: its line breaks mean something.
+# Lists, tables and prompts keep their line breaks.
 _KEEPS_LINES = re.compile(r"[-*+] |\d+[.)] |>>> |\||[=+~^-]{3}")
 
 
 @dataclass
 class Docstring:
-    """What a docstring in Google's style holds that is worth showing.
+    """The parts of a docstring in Google's style that are shown.
 
     Attributes:
         paragraphs: the prose before, between and after the sections.
@@ -33,7 +33,7 @@ class Docstring:
 
 
 def parse(text: str) -> Docstring:
-    """Read a docstring whose indentation is cleaned up, as `inspect.getdoc` returns it.
+    """Parse a docstring as `inspect.getdoc` returns it.
 
     Sections other than the arguments (returned, raised, attributes) are left out.
     """
@@ -54,7 +54,7 @@ def parse(text: str) -> Docstring:
 
 
 def _end(found: Docstring, section: str, block: list[str]) -> None:
-    """Put what was read since the last end where it belongs, and empty it."""
+    """Move the lines read since the last section or paragraph into ``found``."""
     lines = [line.rstrip() for line in block]
     block.clear()
     if section in _ARGUMENTS:
@@ -78,18 +78,18 @@ def _arguments(lines: list[str]) -> dict[str, str]:
 
 
 def plain(text: str) -> str:
-    """Text without reST's backticks: ``code`` and :role:`name` show what they quote."""
+    """Return text without reST's backticks and roles."""
     text = re.sub(r"``(.+?)``", r"\1", text, flags=re.DOTALL)
     return re.sub(r"(?::[a-z:]+:)?`([^`]+)`", r"\1", text)
 
 
 def terminal_width() -> int:
-    """Columns to fill: the terminal's, from 48 to 100; 100 where there is no terminal."""
+    """Return the terminal's width, from 48 to 100 columns; 100 without a terminal."""
     return max(_NARROWEST, min(WIDEST, shutil.get_terminal_size((WIDEST, 24)).columns))
 
 
 def rewrapped(text: str, width: int, indent: str = "") -> str:
-    """A paragraph in lines of at most ``width``; lists, tables and examples keep their lines."""
+    """Wrap a paragraph to ``width``; lists, tables and examples keep their lines."""
     text = plain(text)
     if _KEEPS_LINES.match(text) or re.search(r"^\s", text, re.MULTILINE):
         return textwrap.indent(text, indent)

@@ -1,4 +1,4 @@
-"""``normtrain evaluate``, ``translate`` and ``generate``: what a trained model is worth."""
+"""``normtrain evaluate``, ``translate`` and ``generate``: use a trained model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from typing import Any, BinaryIO
 
 import click
 
-from normtrain.cli.common import TARGET, beam_options, debug_option, machine_options, started_as
+from normtrain.cli.common import (
+    TARGET,
+    beam_options,
+    debug_option,
+    machine_options,
+    started_as,
+    table,
+)
 from normtrain.errors import UserError
 from normtrain.files import as_utf8
 from normtrain.ranks import is_first_process
@@ -21,16 +28,18 @@ from normtrain.ranks import is_first_process
 
 @click.command(short_help="Score a model on a split of the corpus.")
 @click.argument("target", metavar="RUN|CKPT", type=TARGET)
-@click.option("--split", default="test", show_default=True, help="Which part of the corpus.")
-@click.option("--data", metavar="NAME|DIR", help="Another corpus than the run's.")
+@click.option(
+    "--split", default="test", show_default=True, help="The split of the corpus to score."
+)
+@click.option("--data", metavar="NAME|DIR", help="A corpus other than the run's.")
 @beam_options
 @click.option(
     "--stride",
     type=click.IntRange(min=1),
-    help="Tokens that each window of a language model scores. Default: all of the window.",
+    help="Tokens that each window of a language model scores. Default: the whole window.",
 )
 @click.option(
-    "--batch-size", type=click.IntRange(min=1), help="Windows of a language model at once."
+    "--batch-size", type=click.IntRange(min=1), help="Windows of a language model in one batch."
 )
 @machine_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -44,11 +53,13 @@ def evaluate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Translate a split and score it: BLEU with its signature, chrF, and what they rest on. Or
-    measure a language model: perplexity of a token and of a word, bits a byte and a character.
+    """Score a model on a split of the corpus.
 
-    RUN is a run's folder (its best checkpoint counts), CKPT a checkpoint file. Several devices
-    share the work and find what one finds.
+    A translation model gets BLEU with its signature and chrF; a language model gets perplexity per
+    token and per word, and bits per byte and per character.
+
+    RUN is a run's folder (its best checkpoint is scored), CKPT a checkpoint file. Several devices
+    share the work and give the same result as one.
     """
     from normtrain import training as run
 
@@ -62,7 +73,7 @@ def evaluate(
     )
     if is_first_process():
         line = as_utf8(json.dumps(result, ensure_ascii=False)).decode() if as_json else None
-        click.echo(line or _table(result))
+        click.echo(line or table(_rows(result, "")))
 
 
 @click.command(short_help="Translate a file or stdin, line by line.")
@@ -77,7 +88,7 @@ def evaluate(
     "-o",
     "--output",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write here, once all is translated, instead of to stdout.",
+    help="Write to this file, once all is translated, instead of to stdout.",
 )
 @beam_options
 @debug_option
@@ -88,12 +99,14 @@ def translate(
     beam: int | None,
     length_penalty: float | None,
 ) -> None:
-    """Translate FILE, or stdin, line by line: as many lines come out as went in."""
+    """Translate FILE, or stdin, line by line: one line of output for each line of input."""
     if output is not None and not output.parent.is_dir():
-        raise UserError(f"{output.parent} is not a folder; make it before writing into it")
+        raise UserError(f"{output.parent} is not a folder; create it first")
     if source is None or str(source) == "-":
         if sys.stdin.isatty():
-            click.echo("reading from the terminal, a sentence a line; Ctrl-D ends", err=True)
+            click.echo(
+                "reading from the terminal, one sentence per line; Ctrl-D ends the input", err=True
+            )
         lines = _lines(sys.stdin.buffer, "stdin")
         _translate(target, lines, output, beam=beam, length_penalty=length_penalty)
         return
@@ -102,24 +115,30 @@ def translate(
         _translate(target, lines, output, beam=beam, length_penalty=length_penalty)
 
 
-@click.command(short_help="Go on with a text, as a language model would.")
+@click.command(short_help="Continue a text with a language model.")
 @click.argument("target", metavar="RUN|CKPT", type=TARGET)
-@click.option("--prompt", default="", help="How the text begins. Default: a new text.")
+@click.option("--prompt", default="", help="The text to continue. Default: a new text.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Default: the recipe's.")
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), help="0: the likeliest. Default: the recipe's."
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help="0 takes the most likely token. Default: the recipe's.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), help="Only the k likeliest tokens.")
+@click.option("--top-k", type=click.IntRange(min=1), help="Sample from the k most likely tokens.")
 @click.option(
     "--top-p",
     type=click.FloatRange(min=0, max=1, min_open=True),
-    help="Only the likeliest tokens of this probability together.",
+    help="Sample from the most likely tokens whose probabilities add up to this.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="The same text again for the same seed.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    help="Seed of the sampling; the same seed gives the same text.",
+)
 @click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; repeatable.")
 @debug_option
 def generate(target: Path, prompt: str, **options: Any) -> None:
-    """Write PROMPT and how the language model goes on, as it writes it."""
+    """Print PROMPT and the model's continuation, token by token."""
     from normtrain import training as run
 
     stdout = sys.stdout.buffer  # text mode would follow the locale
@@ -133,7 +152,7 @@ def _translate(target: Path, lines: Iterator[str], output: Path | None, **search
     from normtrain import training as run
 
     def note(line: int) -> None:
-        click.echo(f"line {line} is longer than the model takes and was cut", err=True)
+        click.echo(f"line {line} is longer than the model accepts and was truncated", err=True)
 
     translations = run.translate(target, lines, on_truncated=note, **search)
     if output is None:
@@ -146,10 +165,10 @@ def _translate(target: Path, lines: Iterator[str], output: Path | None, **search
 
 
 def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of UTF-8 text without their ends; only a newline ends a line.
+    """Yield the lines of UTF-8 text without their ends; only a newline ends a line.
 
     Raises:
-        UserError: a line that is not UTF-8, by its number.
+        UserError: a line is not UTF-8; the message has its number.
     """
     for number, raw in enumerate(stream, start=1):
         try:
@@ -160,7 +179,7 @@ def _lines(stream: BinaryIO, name: str) -> Iterator[str]:
 
 
 def _write_whole(path: Path, lines: Iterable[str]) -> None:
-    """Write a file that is there whole or not at all; pipes and devices are written straight."""
+    """Write a file that appears whole or not at all; write pipes and devices directly."""
     if path.exists() and not path.is_file():
         with path.open("w", encoding="utf-8", newline="\n") as stream:
             stream.writelines(f"{line}\n" for line in lines)
@@ -183,7 +202,7 @@ def _umask() -> int:
 
 
 def _progress() -> Callable[[int, int], None]:
-    """A line on the terminal that counts and ends when all is done."""
+    """Return a function that shows the progress on one line of the terminal."""
 
     def show(done: int, total: int) -> None:
         end = "\n" if done >= total else ""
@@ -192,14 +211,8 @@ def _progress() -> Callable[[int, int], None]:
     return show
 
 
-def _table(result: dict[str, Any]) -> str:
-    """Names and values in two columns; nested results as ``outer.inner``, lists left to --json."""
-    rows = list(_rows(result, ""))
-    width = max((len(name) for name, _ in rows), default=0)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
 def _rows(result: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values; nested results as ``outer.inner``, lists only with --json."""
     for name, value in result.items():
         if isinstance(value, dict):
             yield from _rows(value, f"{prefix}{name}.")

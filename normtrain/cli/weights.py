@@ -14,7 +14,7 @@ _output_option = click.option(
     metavar="FILE",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The checkpoint to write.",
+    help="The checkpoint file to write.",
 )
 
 
@@ -25,7 +25,7 @@ _output_option = click.option(
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="How many of the newest numbered checkpoints.",
+    help="Number of checkpoints, the newest first.",
 )
 @_output_option
 @debug_option
@@ -36,22 +36,22 @@ def average(folder: Path, last: int, output: Path) -> None:
     click.echo(run.average(folder, last=last, output=output))
 
 
-@click.command(short_help="The same model with other norms, exactly.")
+@click.command(short_help="Convert a model to other norms with the same outputs.")
 @click.argument("target", metavar="RUN|CKPT", type=TARGET)
 @click.option(
     "--to",
     type=click.Choice(["rmsnorm", "crmsnorm", "layernorm"]),
     required=True,
-    help="The norm that takes the place of LayerNorm (or, for layernorm, of RMSNorm).",
+    help="The norm that replaces LayerNorm (or, for layernorm, RMSNorm).",
 )
 @_output_option
 @debug_option
 def convert(target: Path, to: str, output: Path) -> None:
     """Convert a pre-norm model to one with other norms and the same outputs.
 
-    A LayerNorm ahead of every sublayer does not see the mean of what it reads, so the mean can be
-    taken out of the weights, and RMSNorm or CRMSNorm does the rest. What can't be converted
-    exactly is refused, with the module and the reason.
+    A LayerNorm ahead of every sublayer ignores the mean of its input, so the mean can be removed
+    by the weights, and RMSNorm or CRMSNorm replaces LayerNorm. A model that cannot be converted
+    exactly is an error that names the module and the reason.
     """
     from normtrain import training as run
 
@@ -66,21 +66,21 @@ def convert(target: Path, to: str, output: Path) -> None:
     type=click.Choice(["native", "llama", "qwen3", "gpt2"]),
     default="native",
     show_default=True,
-    help="native takes any model; the others are for transformers.",
+    help="native takes any model; the others are read by transformers.",
 )
 @debug_option
 def export(target: Path, folder: Path, format: str) -> None:
     """Write the model to DIR as safetensors, with config, tokenizer and model card.
 
-    Language models with RMSNorm, rotary positions and SwiGLU can be in Llama's format (in Qwen3's,
-    with a norm on queries and keys), those with LayerNorm and learned positions in GPT-2's.
+    Language models with RMSNorm, rotary positions and SwiGLU can be written in Llama's format (in
+    Qwen3's with a norm on queries and keys), those with LayerNorm and learned positions in GPT-2's.
     """
     from normtrain import training as run
 
     click.echo(run.export(target, folder, format=format))
 
 
-@click.command("import", short_help="A checkpoint of a pretrained language model.")
+@click.command("import", short_help="Read a pretrained language model into a checkpoint.")
 @click.argument("folder", metavar="FOLDER", type=TARGET)
 @_output_option
 @click.option(
@@ -88,10 +88,10 @@ def export(target: Path, folder: Path, format: str) -> None:
     metavar="NAME|FILE",
     default="lm",
     show_default=True,
-    help="Says what the model doesn't, such as how to sample.",
+    help="Recipe for what the model does not define, such as sampling.",
 )
 @click.option(
-    "--data", metavar="NAME|DIR", help="The text to evaluate it on. Default: the recipe's."
+    "--data", metavar="NAME|DIR", help="The corpus to evaluate on. Default: the recipe's."
 )
 @click.option(
     "--set",
@@ -104,9 +104,9 @@ def export(target: Path, folder: Path, format: str) -> None:
 def import_(
     folder: Path, output: Path, recipe: str, data: str | None, settings: tuple[str, ...]
 ) -> None:
-    """Make a checkpoint of a language model in Llama's, Qwen3's, GPT-2's or our own format.
+    """Write a checkpoint of a language model in Llama's, Qwen3's, GPT-2's or our own format.
 
-    The folder has config.json, safetensors and tokenizer.json. The checkpoint can be evaluated,
+    The folder holds config.json, safetensors and tokenizer.json. The checkpoint can be evaluated,
     converted to another norm, generated from and exported; to train it, use fit --init-from.
     """
     from normtrain import training as run
