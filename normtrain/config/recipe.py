@@ -1,7 +1,7 @@
 """Load, override, check, write and compare recipes.
 
 ``resolve`` is the way from the command line to a `Recipe`; ``dump`` writes one that ``load`` reads
-back equal; ``diff`` lists the differences of two. Only ``check_norms`` imports torch.
+back equal; ``diff`` lists the differences of two. Only ``check_names`` imports torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from normtrain.config import bundled, yamlio
 from normtrain.config.explain import brief, explain, unknown_key
-from normtrain.config.registry import task_names
+from normtrain.config.registry import check_optimizer, task_names
 from normtrain.config.schema import SECTIONS, Recipe, keys, recipe_type, takes_text
 from normtrain.errors import UserError
 
@@ -31,7 +31,7 @@ def resolve(
     overrides: Sequence[str] = (),
     base: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Load a recipe, apply what the command line changes, and check it, norms included.
+    """Load a recipe, apply what the command line changes, and check it, names included.
 
     Args:
         name_or_path: a recipe's name, or a YAML file.
@@ -65,7 +65,7 @@ def resolve(
     for key in changes.keys() & settings.keys():
         if key != "model.norm_rules" or rules:
             raise UserError(f"{key} is given by its own option and by --set; give it once")
-    return check_norms(_changed(recipe, {**base, **changes, **settings}))
+    return check_names(_changed(recipe, {**base, **changes, **settings}))
 
 
 def load(name_or_path: str | Path) -> Recipe:
@@ -104,13 +104,13 @@ def from_plain(plain: Mapping[str, Any], where: str = "recipe") -> Recipe:
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """Apply ``"section.key=value"`` strings and check the outcome, norms included.
+    """Apply ``"section.key=value"`` strings and check the outcome, names included.
 
     Raises:
         UserError: an unknown key, or a value the key cannot take.
     """
     changes = dict(parse_override(text, recipe.task) for text in overrides)
-    return check_norms(_changed(recipe, changes))
+    return check_names(_changed(recipe, changes))
 
 
 def parse_override(text: str, task: str) -> tuple[str, Any]:
@@ -164,15 +164,16 @@ def as_overrides(recipe: Recipe) -> list[str]:
     return [f"{key}={_show(value, quote=True)}" for key, value in flat.items()]
 
 
-def check_norms(recipe: Recipe) -> Recipe:
-    """Build every norm the recipe names, on no memory, and write their names canonically.
+def check_names(recipe: Recipe) -> Recipe:
+    """Check the optimizer and the norms that a recipe names.
 
     Returns:
-        The recipe with canonical specs, so that ``RMSNorm`` and ``rmsnorm`` compare equal.
+        The recipe with canonical norm specs, so that ``RMSNorm`` and ``rmsnorm`` compare equal.
 
     Raises:
-        UserError: an unknown norm, or options it does not take.
+        UserError: an unknown optimizer or norm, or options that it does not take.
     """
+    check_optimizer(recipe.optim)
     model = recipe.model
     stream = model.d_stream or model.d_model
     rules = [

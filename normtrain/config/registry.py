@@ -1,6 +1,6 @@
-"""The tasks by name: those of this package, and other packages' by entry point.
+"""The tasks by name, of this package and by entry point of others; and the optimizers.
 
-Tasks stand above this package, so they are named here and imported on first use.
+Both stand above this package, so they are named here and imported on first use.
 """
 
 from __future__ import annotations
@@ -44,3 +44,12 @@ def load_task(name: str) -> Any:
         return points[0].load()
     except Exception as error:  # other packages' code can raise anything
         raise UserError(f"task {name!r} ({points[0].value}) cannot be imported: {error}") from error
+
+
+def check_optimizer(optim: Any) -> None:
+    """Check the optimizer that a recipe's ``optim`` section names; imports torch.
+
+    Raises:
+        UserError: there is no such optimizer, or it ignores a key that is set.
+    """
+    import_module("normtrain.tasks.optimizers").check_optimizer(optim)

@@ -38,10 +38,11 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """The optimizer, its schedule and the loss."""
 
+    name: Text = key("adamw", "the optimizer: adamw, or muon")
     lr: Positive = key(1e-3, "peak learning rate")
     betas: Annotated[
         tuple[Fraction, Fraction], Accepts("two numbers >= 0 and < 1, such as [0.9, 0.98]")
-    ] = key((0.9, 0.98), "AdamW's decay rates of the two moments")
+    ] = key((0.9, 0.98), "decay rates of AdamW's two moments")
     eps: Positive = key(1e-9, "AdamW's epsilon")
     weight_decay: NonNegative = key(0.01, "decoupled weight decay of matrices")
     schedule: Literal["inverse-sqrt", "cosine", "linear", "constant"] = key(

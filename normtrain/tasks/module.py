@@ -16,7 +16,7 @@ from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.recompute import Recompute
 from normtrain.tasks.base import TaskTokenizer
-from normtrain.tasks.optim import build_optimizer, clip_gradients
+from normtrain.tasks.optimizers import build_optimizer, clip_gradients
 from normtrain.tasks.sharding import (
     hold_whole,
     scale_gradients,
@@ -168,7 +168,7 @@ class TaskModule(pl.LightningModule):
         hold_whole(self.model, False)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with the recipe's schedule."""
+        """Return the optimizer and the schedule of the recipe."""
         return build_optimizer(self.model, self.recipe.optim, self.recipe.train.max_steps)
 
     def configure_gradient_clipping(

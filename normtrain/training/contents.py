@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from normtrain.config.yamlio import kind_of
 from normtrain.errors import DamagedFile, UserError
-from normtrain.tasks.optim import parameter_groups
+from normtrain.tasks.optimizers import state_template
 from normtrain.training.callbacks.random_state import check_state
 
 _TEXT, _COUNT, _FLAG, _NUMBER = "text", "a whole number", "true or false", "a number"

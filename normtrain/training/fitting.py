@@ -69,7 +69,7 @@ def fit(
     """
     say = say or Say()
     machine = _machine(Machine(), devices, nodes, strategy, compile, timeout)
-    recipe = _settle(recipes.check_norms(recipe))
+    recipe = _settle(recipes.check_names(recipe))
     check_strategy(machine, recipe)
     machine = _with_updates(machine, recipe)
     build_model_on_meta(recipe, room=True)
@@ -231,7 +231,7 @@ def describe(recipe: Recipe) -> str:
     Raises:
         ValueError: if the recipe asks for a model that can't be built.
     """
-    recipe = recipes.check_norms(recipe)
+    recipe = recipes.check_names(recipe)
     model_line = build_model_on_meta(recipe)
     precision, reason = resolve_precision(recipe.train.precision)
     return f"{model_line}\nprecision here: {precision} ({reason})"
@@ -354,13 +354,13 @@ def _newest(recipe: Recipe | None, out: Path | None) -> RunFolder | None:
     if out is not None:
         folder = RunFolder(out)
         return folder if folder.recipe_file.exists() else None
-    return newest_run(None if recipe is None else _settle(recipes.check_norms(recipe)))
+    return newest_run(None if recipe is None else _settle(recipes.check_names(recipe)))
 
 
 def _check_same(theirs: Recipe, wanted: Recipe, folder: RunFolder) -> None:
     if wanted.train.precision == "auto":  # the run's own was settled when it started
         wanted = recipes.override(wanted, [f"train.precision='{theirs.train.precision}'"])
-    changes = recipes.diff(theirs, _settle(recipes.check_norms(wanted)))
+    changes = recipes.diff(theirs, _settle(recipes.check_names(wanted)))
     if changes:
         raise UserError(
             f"{folder.path} was started with another recipe and goes on only with its own; "

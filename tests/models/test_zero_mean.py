@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from normtrain.models import CausalLM, Seq2Seq
 from normtrain.models.blocks import Residual, recentred
 from normtrain.tasks.loss import training_loss
-from normtrain.tasks.optim import parameter_groups
+from normtrain.tasks.optimizers import parameter_groups
 
 Model = Seq2Seq | CausalLM
 RMS = "rmsnorm:bias=true"

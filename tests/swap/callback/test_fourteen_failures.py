@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from normtrain import NormSwap, load_checkpoint, norm_names, swap_norms
 from normtrain.errors import UserError
 from normtrain.norms import RMSNorm, build_norm
-from normtrain.tasks.optim import parameter_groups
+from normtrain.tasks.optimizers import parameter_groups
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
