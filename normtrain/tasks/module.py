@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from normtrain.config.schema import Recipe
-from normtrain.models import norm_sites
 from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.recompute import Recompute
@@ -27,8 +26,6 @@ from normtrain.tasks.sharding import (
 from normtrain.tasks.tally import Tally
 from normtrain.tasks.updates import UpdateWatch
 
-FORMAT_VERSION = 1
-
 
 class TaskModule(pl.LightningModule):
     """Trains a model over tokens; a task says what the loss of a batch is.
@@ -40,7 +37,6 @@ class TaskModule(pl.LightningModule):
         recipe: every choice of the run.
         tokenizer: text to token ids and back.
         model: what is trained.
-        about: what checkpoints also carry, plain values by name: the data, the devices.
         compile_model: run the training forward pass through ``torch.compile``.
         step_batches: batches of one optimizer step, over all ranks.
 
@@ -60,13 +56,12 @@ class TaskModule(pl.LightningModule):
         tokenizer: TaskTokenizer,
         model: TokenModel,
         *,
-        about: dict[str, Any] | None = None,
         compile_model: bool = False,
         step_batches: int = 1,
     ) -> None:
         super().__init__()
         self._step_batches = step_batches
-        self.recipe, self.tokenizer, self.about = recipe, tokenizer, about or {}
+        self.recipe, self.tokenizer = recipe, tokenizer
         self.model = model
         self._compiled: Callable[..., Tensor] | None = None
         if recipe.train.activation_checkpointing:
@@ -203,27 +198,10 @@ class TaskModule(pl.LightningModule):
         return self.step_scale / self.trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make the checkpoint self-contained: recipe, tokenizer and norms, plain types only.
+        """Refuse to save non-finite weights.
 
         Raises:
-            BrokenUpdate: the weights are no numbers, and so aren't saved.
+            BrokenUpdate: a weight is NaN or Inf.
         """
         self.updates.settle()
         self.updates.check_weights(self.trainer.global_step)
-        checkpoint["normtrain"] = checkpoint_section(
-            self.recipe, self.tokenizer, self.model, self.about
-        )
-
-
-def checkpoint_section(
-    recipe: Recipe, tokenizer: TaskTokenizer, model: TokenModel, about: dict[str, Any]
-) -> dict[str, Any]:
-    """What makes a checkpoint self-contained: recipe, tokenizer, norms, and ``about``."""
-    return {
-        "version": FORMAT_VERSION,
-        "recipe": recipe.plain(),
-        "tokenizer": tokenizer.to_json(),
-        "rules": model.norms.to_plain(),
-        "norms": {name: str(model.norms.spec_for(name)) for name in norm_sites(model)},
-        **about,
-    }

@@ -34,8 +34,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
         weight_decay: of the other parameters.
 
     Returns:
-        Two groups for an optimizer, those with decay first. ``param_names`` of a group is saved
-        with the optimizer's state.
+        Two groups for an optimizer, those with decay first.
     """
     free: set[int] = set()
     for module in model.modules():
@@ -43,17 +42,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
         for name, parameter in module.named_parameters(recurse=False):
             if whole or name == "bias" or parameter.ndim < 2:
                 free.add(id(parameter))
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    decayed = [(name, p) for name, p in named if id(p) not in free]
+    trained = [p for p in model.parameters() if p.requires_grad]
     return [
-        _group(decayed, weight_decay),
-        _group([(name, p) for name, p in named if id(p) in free], 0.0),
+        {"params": [p for p in trained if id(p) not in free], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0},
     ]
-
-
-def _group(named: list[tuple[str, nn.Parameter]], weight_decay: float) -> Group:
-    names, parameters = [name for name, _ in named], [p for _, p in named]
-    return {"params": parameters, "param_names": names, "weight_decay": weight_decay}
 
 
 def _adamw(groups: list[Group], optim: OptimConfig) -> Optimizer:
@@ -83,7 +76,7 @@ class MuonAdamW(Optimizer):
         super().__init__([*muon.param_groups, *adamw.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step with each of the two."""
         loss = None
         if closure is not None:
@@ -107,15 +100,10 @@ def _build_muon(model: nn.Module, optim: OptimConfig) -> Optimizer:
     """
     decayed, free = parameter_groups(model, optim.weight_decay)
     output = model.head.weight if isinstance(model, TokenModel) else None
-    matrices: list[tuple[str, nn.Parameter]] = []
-    others: list[tuple[str, nn.Parameter]] = []
-    for name, parameter in zip(decayed["param_names"], decayed["params"], strict=True):
-        is_matrix = parameter.ndim == 2 and parameter is not output
-        (matrices if is_matrix else others).append((name, parameter))
-    muon = Muon(
-        [_group(matrices, optim.weight_decay)], lr=optim.lr, adjust_lr_fn="match_rms_adamw"
-    )
-    return MuonAdamW(muon, _adamw([_group(others, optim.weight_decay), free], optim))
+    inner = [p for p in decayed["params"] if p.ndim == 2 and p is not output]
+    outer = [p for p in decayed["params"] if p.ndim != 2 or p is output]
+    muon = Muon([decayed | {"params": inner}], lr=optim.lr, adjust_lr_fn="match_rms_adamw")
+    return MuonAdamW(muon, _adamw([decayed | {"params": outer}, free], optim))
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from normtrain.errors import UserError
-from normtrain.files import write_atomically
-from normtrain.training.checkpoint import check_output, read_checkpoint
+from normtrain.training.checkpoint import check_output, read_checkpoint, write_checkpoint
 
 
 def average(run: Path, *, last: int, output: Path) -> str:
@@ -17,19 +16,19 @@ def average(run: Path, *, last: int, output: Path) -> str:
     Args:
         run: the run folder.
         last: how many; the recipe's ``train.keep`` bounds how many there are.
-        output: the file to write: a checkpoint for ``evaluate``, ``translate`` and ``export``.
-            It carries no optimizer state, so it can't be resumed.
+        output: the file to write: a checkpoint without training state, for ``evaluate``,
+            ``translate`` and ``export``.
 
     Returns:
         A line that says what was averaged.
 
     Raises:
-        ValueError: if there are fewer checkpoints, or they are of different models, or ``last`` is
-            below 1, or ``output`` is no place for it.
-        RunError: if the file can't be written.
+        UserError: there are fewer checkpoints, they are of different models, ``last`` is below 1,
+            or ``output`` cannot be written to.
+        RunError: writing the file fails.
     """
     if last < 1:
-        raise UserError(f"--last is 1 or more, not {last}")
+        raise UserError(f"--last must be >= 1, got {last}")
     files = sorted((Path(run) / "checkpoints").glob("step-*.ckpt"))
     if len(files) < last:
         raise UserError(
@@ -40,24 +39,19 @@ def average(run: Path, *, last: int, output: Path) -> str:
     # Float64 sums, one file in memory at a time: a checkpoint also has the optimizer's state.
     sums: dict[str, torch.Tensor] = {}
     steps: list[int] = []
-    shapes: dict[str, torch.Size] = {}
     for file in files[-last:]:
         read = read_checkpoint(file)
         steps.append(read.step)
-        state = read.raw["state_dict"]
-        shapes = shapes or {key: value.shape for key, value in state.items()}
-        if shapes != {key: value.shape for key, value in state.items()}:
+        weights = read.weights
+        sums = sums or {n: torch.zeros_like(w, dtype=torch.float64) for n, w in weights.items()}
+        if {name: w.shape for name, w in weights.items()} != {n: s.shape for n, s in sums.items()}:
             raise UserError(
                 f"{file} and {files[-last]} hold weights of different models; average those of one "
                 "run"
             )
-        for key, value in state.items():
-            sums[key] = sums[key] + value.double() if key in sums else value.double()
-    dtypes = {key: value.dtype for key, value in read.raw["state_dict"].items()}
-    checkpoint = {
-        "state_dict": {key: (total / last).to(dtypes[key]) for key, total in sums.items()},
-        "normtrain": {**read.raw["normtrain"], "averaged_steps": steps},
-        "global_step": steps[-1],
-    }
-    write_atomically(output, lambda temporary: torch.save(checkpoint, temporary))
+        for name, weight in weights.items():
+            sums[name] += weight.double()
+    means = {name: (total / last).to(weights[name].dtype) for name, total in sums.items()}
+    section = read.section.model_copy(update={"averaged_steps": steps})
+    write_checkpoint(output, section, means, steps[-1])
     return f"{output}: the mean of the checkpoints at steps {', '.join(map(str, steps))}"

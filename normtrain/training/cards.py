@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, where it came from, how well it does."""
+"""The model card of an export: the model, its origin and its scores."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ def _files(kind: str, native: bool) -> str:
 
 
 def _origin(checkpoint: Checkpoint) -> str:
-    """How the weights came about, in a sentence or two."""
-    init = checkpoint.raw["normtrain"].get("init")
+    """Say how the weights were trained, in a sentence or two."""
+    init = checkpoint.section.init
     trained = (
         f"Trained with normtrain {__version__} for {checkpoint.step:,} steps on "
         f"`{Path(checkpoint.recipe.data.source).name}`."
     )
     if init is None:
         return trained
-    begun = f"`{init['from']}` ({init['model_type']}, weights of SHA-256 `{init['sha256']}`)"
+    start = f"`{init['from']}` ({init['model_type']}, weights of SHA-256 `{init['sha256']}`)"
     if checkpoint.step == 0:
-        return f"Written with normtrain {__version__} from {begun}."
-    return f"{trained} It began with {begun}."
+        return f"Written with normtrain {__version__} from {start}."
+    return f"{trained} It started from {start}."
 
 
 def _evaluations(target: Path) -> list[dict[str, Any]]:
-    """What ``evaluate`` has left in a run folder; files of any other kind are passed over."""
+    """Return what ``evaluate`` wrote into a run folder; other JSON files are passed over."""
     found = []
     for file in sorted(target.glob("evaluation-*.json")) if target.is_dir() else []:
         with contextlib.suppress(OSError, ValueError):
@@ -95,7 +95,7 @@ def _evaluations(target: Path) -> list[dict[str, Any]]:
 
 
 def _scores(checkpoint: Checkpoint, target: Path) -> str:
-    """Return a table of this checkpoint's scores, not of another checkpoint's."""
+    """Return the table of scores of this checkpoint."""
     columns = task_of(checkpoint.recipe).card.scores
     heads = ["data", "split", *(head for head, _ in columns.values())]
     rows = [

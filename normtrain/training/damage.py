@@ -1,4 +1,4 @@
-"""Going on although the last checkpoint is damaged: from the newest one before it that is whole."""
+"""Choose the checkpoint that a run resumes from: the newest one that is whole."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from normtrain.training.callbacks.progress import Say
 from normtrain.training.checkpoint import Checkpoint, read_file
 from normtrain.training.folder import RunFolder
 
-ASIDE = ".damaged"
+SUFFIX = ".damaged"
 
 
-class Beginning(pl.Callback):
-    """Has all processes go on from the same checkpoint, and sets the damaged ones aside.
+class ResumeFrom(pl.Callback):
+    """Checks that all processes resume from the same checkpoint, and renames the damaged ones.
 
-    Files are renamed only when every process has chosen, which they do before they can talk.
+    Files are renamed only when every process has chosen, since they choose before they can
+    communicate.
 
     Args:
-        path: the checkpoint to go on from.
+        path: the checkpoint to resume from.
         step: optimizer steps done in it.
-        damaged: newer ones that can't be read.
+        damaged: newer ones that cannot be read.
         say: prints messages.
     """
 
@@ -32,16 +33,16 @@ class Beginning(pl.Callback):
         self.path, self.step, self.damaged, self.say = path, step, damaged, say
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Compare, then rename damaged files and give the chosen one the name ``last.ckpt``.
+        """Compare, then rename damaged files and link the chosen one as ``last.ckpt``.
 
         Raises:
-            RunError: processes have chosen different steps, so that their folders differ.
+            RunError: processes have chosen different steps, because their folders differ.
         """
         chosen = all_gather(self.step)
         if len(set(chosen)) > 1:
             raise RunError(
-                f"the processes find different checkpoints to go on from in {self.path.parent}: "
-                f"of steps {', '.join(map(str, chosen))}; let all of them see the same folder"
+                f"processes found different checkpoints to resume from in {self.path.parent}: "
+                f"of steps {', '.join(map(str, chosen))}; share the run folder between all of them"
             )
         if not trainer.is_global_zero or not self.damaged:
             return
@@ -49,30 +50,30 @@ class Beginning(pl.Callback):
         if best.exists() and any(best.samefile(file) for file in self.damaged):
             self.damaged.append(best)
         for file in self.damaged:
-            if file.is_symlink():  # of a sharded checkpoint, which gets a new name itself
+            if file.is_symlink():  # of a sharded checkpoint, which is renamed itself
                 file.unlink()
             else:
-                file.rename(file.with_name(file.name + ASIDE))
+                file.rename(file.with_name(file.name + SUFFIX))
         names = ", ".join(file.name for file in self.damaged)
-        self.say(f"renamed, with {ASIDE} at the end: {names}")
+        self.say(f"renamed, with {SUFFIX} at the end: {names}")
         if self.path.name != "last.ckpt":
             link(self.path, self.path.with_name("last.ckpt"))
 
 
 def numbered(folder: RunFolder) -> list[Path]:
-    """The numbered checkpoints, newest first."""
+    """Return the numbered checkpoints, newest first."""
     return sorted(folder.checkpoints.glob("step-*.ckpt"), reverse=True)
 
 
-def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, Beginning]:
-    """The last checkpoint; where it is damaged or gone, the newest numbered one that is whole.
+def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, ResumeFrom]:
+    """Read the last checkpoint; where it is damaged or missing, the newest numbered whole one.
 
-    Every process chooses alike, by what is in the files. Files that are the same one by another
-    name, as ``last.ckpt`` and the newest numbered one are, are judged once.
+    Every process chooses alike, by the contents of the files. Two names of one file, as
+    ``last.ckpt`` and the newest numbered one are, are read once.
 
     Raises:
         DamagedFile: none is whole.
-        ValueError: one that is whole can't be used, see `read_file`.
+        UserError: one that is whole cannot be used, see `read_file`.
     """
     damaged: list[Path] = []
     reason = ""
@@ -89,8 +90,8 @@ def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, Beginning]:
                 reason = reason or f"{path} is damaged ({_why(error)})"
                 continue
             if reason:
-                say(f"{reason}: going on from {path.name}")
-            return read, Beginning(path, read.step, damaged, say)
+                say(f"{reason}: resuming from {path.name}")
+            return read, ResumeFrom(path, read.step, damaged, say)
     raise DamagedFile(
         f"{reason}: truncated, damaged or not a checkpoint; and no other of {folder.path} is whole"
     )

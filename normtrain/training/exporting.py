@@ -1,4 +1,4 @@
-"""A folder that others can use: safetensors weights, configuration, tokenizer, model card."""
+"""Export a model: safetensors weights, configuration, tokenizer and model card in a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normtrain import __version__
 from normtrain.errors import UserError, unknown_name
 from normtrain.files import as_utf8, write_folder
 from normtrain.hf.model_folder import FORMATS
-from normtrain.hf.model_folder import write_folder as write_theirs
+from normtrain.hf.model_folder import write_folder as write_model_folder
 from normtrain.hf.weights import save_weights
 from normtrain.models.config import CausalLMConfig
 from normtrain.models.embedding import TokenModel
@@ -26,7 +26,7 @@ EXPORT_FORMATS = (NATIVE, *FORMATS)
 
 
 def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
-    """Write a model in open formats; the folder is whole or not there.
+    """Write a model in an open format; the folder is written whole or not at all.
 
     Args:
         target: a run folder (its best checkpoint, else its last) or a checkpoint file.
@@ -38,9 +38,9 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
         Lines that say what was written, and what the format could not take.
 
     Raises:
-        ValueError: if the checkpoint can't be used, the format has no such model, or the folder
-            holds something.
-        RunError: if the folder can't be written.
+        UserError: the checkpoint cannot be used, the format has no such model, or the folder is
+            not empty.
+        RunError: writing the folder fails.
     """
     if format not in EXPORT_FORMATS:
         raise unknown_name("format", format, EXPORT_FORMATS)
@@ -59,7 +59,7 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
         _write(folder, checkpoint, model, texts)
     else:
         section = cast(CausalLMConfig, checkpoint.recipe.model)
-        notes = write_theirs(
+        notes = write_model_folder(
             folder, format, section, model.state_dict(), checkpoint.tokenizer, texts
         )
     head = f"{folder}: {count:,} parameters, config, tokenizer and model card"
@@ -67,23 +67,23 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
 
 
 def _write(folder: Path, checkpoint: Checkpoint, model: TokenModel, texts: dict[str, str]) -> None:
-    """The format that takes every model."""
-    ours = checkpoint.raw["normtrain"]
+    """Write the native format, which takes every model."""
+    section = checkpoint.section
     config = {
         "normtrain_version": __version__,
         "vocab_size": checkpoint.tokenizer.vocab_size,
         "step": checkpoint.step,
         "recipe": checkpoint.recipe.plain(),
-        "norms": ours["norms"],
+        "norms": section.norms,
         "data": checkpoint.data,
-        **{key: ours[key] for key in ("init",) if key in ours},
+        **({} if section.init is None else {"init": section.init}),
     }
     files = {
         "config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "tokenizer.json": checkpoint.tokenizer.to_json(),
         **texts,
     }
-    weights = _once(model)
+    weights = _untied(model)
 
     def write(temporary: Path) -> None:
         save_weights(weights, temporary)
@@ -93,8 +93,8 @@ def _write(folder: Path, checkpoint: Checkpoint, model: TokenModel, texts: dict[
     write_folder(folder, write)
 
 
-def _once(model: TokenModel) -> dict[str, Tensor]:
-    """The state dict, with a tied matrix under its first name alone."""
+def _untied(model: TokenModel) -> dict[str, Tensor]:
+    """Return the state dict, with a tied matrix under its first name only."""
     again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     again -= {name for name, _ in model.named_parameters()}
     state: dict[str, Any] = model.state_dict()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -19,15 +19,20 @@ from normtrain.hf.pretrained import Pretrained
 from normtrain.ranks import is_first_process
 from normtrain.tasks.base import task_of, whole_source
 from normtrain.training.callbacks.progress import Say
-from normtrain.training.checkpoint import Checkpoint
-from normtrain.training.contents import Contents
-from normtrain.training.damage import Beginning, newest_whole, numbered
+from normtrain.training.checkpoint import (
+    AtomicCheckpointIO,
+    Checkpoint,
+    check_resumable,
+    is_sharded,
+    migrate_launch,
+)
+from normtrain.training.damage import ResumeFrom, newest_whole, numbered
 from normtrain.training.determinism import changes_since
 from normtrain.training.folder import RunFolder, await_folder, new_folder, newest_run
 from normtrain.training.importing import note_start, noted_start
+from normtrain.training.launch import LaunchConfig, check_devices
 from normtrain.training.loop import TrainingRun, size_line
-from normtrain.training.machine import Machine, check_devices, check_room, resolve_precision
-from normtrain.training.sharded import is_sharded
+from normtrain.training.machine import check_room, resolve_precision
 from normtrain.training.strategies import check_strategy
 
 
@@ -68,22 +73,22 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     say = say or Say()
-    machine = _machine(Machine(), devices, nodes, strategy, compile, timeout)
+    launch = _launch(LaunchConfig(), devices, nodes, strategy, compile, timeout)
     recipe = _settle(recipes.check_names(recipe))
-    check_strategy(machine, recipe)
-    machine = _with_updates(machine, recipe)
+    check_strategy(launch, recipe)
+    launch = _with_step_batches(launch, recipe)
     build_model_on_meta(recipe, room=True)
     if init is not None:
         init.check(recipe)
-    data = _data(recipe, machine, given=None if init is None else init.tokenizer)
+    data = _data(recipe, launch, given=None if init is None else init.tokenizer)
     data.setup("fit")
-    data.check_ranks(machine.processes)
+    data.check_ranks(launch.processes)
     folder = new_folder(recipe, out) if is_first_process() else await_folder(out)
     if is_first_process():
-        write_text(folder.machine_file, json.dumps(asdict(machine)) + "\n")
+        write_text(folder.machine_file, launch.model_dump_json() + "\n")
     if init is not None and is_first_process():
         note_start(folder, init)
-    TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
+    TrainingRun(recipe, folder, data, launch, say, pretrained=init).train()
     return folder.path
 
 
@@ -158,7 +163,14 @@ def _go_on(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
     left = _as_left(recipe, folder, given, say)
     say(f"going on with {folder.path} after step {left.step}")
     training = TrainingRun(
-        recipe, folder, left.data, left.machine, say, origin=left.origin, ahead=[left.beginning]
+        recipe,
+        folder,
+        left.data,
+        left.launch,
+        say,
+        origin=left.origin,
+        ahead=[left.beginning],
+        checkpoint_io=left.checkpoint_io,
     )
     training.train(left.beginning.path, left.step)
 
@@ -166,26 +178,29 @@ def _go_on(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
 def _begin_again(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> None:
     """Train in a folder that a run left before its first checkpoint."""
     init = noted_start(folder)
-    started = _noted_machine(folder, say)
-    machine = _machine(started or Machine(), **given)
+    started = _noted_launch(folder, say)
+    launch = _launch(started or LaunchConfig(), **given)
     if started is None:
-        machine = _with_updates(machine, recipe)
+        launch = _with_step_batches(launch, recipe)
     else:
-        _check_machine(machine, started, folder)
-    check_strategy(machine, recipe)
-    data = _data(recipe, machine, given=None if init is None else init.tokenizer)
+        _check_launch(launch, started, folder)
+    check_strategy(launch, recipe)
+    data = _data(recipe, launch, given=None if init is None else init.tokenizer)
     data.setup("fit")
-    data.check_ranks(machine.processes)
-    TrainingRun(recipe, folder, data, machine, say, pretrained=init).train()
+    data.check_ranks(launch.processes)
+    TrainingRun(recipe, folder, data, launch, say, pretrained=init).train()
 
 
-def _noted_machine(folder: RunFolder, say: Say) -> Machine | None:
-    """What a run was started on that has no checkpoint yet."""
+def _noted_launch(folder: RunFolder, say: Say) -> LaunchConfig | None:
+    """Return how a run without a checkpoint was launched."""
     try:
-        return Machine(**json.loads(folder.machine_file.read_text(encoding="utf-8")))
+        noted = json.loads(folder.machine_file.read_text(encoding="utf-8"))
+        return LaunchConfig.model_validate(migrate_launch(noted))
     except FileNotFoundError:
         say(f"{folder.path} does not say what it was started on; name --devices if not on one")
         return None
+    except ValueError as error:
+        raise UserError(f"{folder.machine_file} is damaged; start a new run") from error
 
 
 @dataclass(frozen=True)
@@ -193,34 +208,32 @@ class _Left:
     """How a run's last checkpoint left it."""
 
     data: CorpusData
-    machine: Machine
+    launch: LaunchConfig
     step: int
     origin: dict[str, str] | None
-    beginning: Beginning
+    beginning: ResumeFrom
+    checkpoint_io: AtomicCheckpointIO
 
 
 def _as_left(recipe: Recipe, folder: RunFolder, given: _Given, say: Say) -> _Left:
     """A run as its last checkpoint left it, or the newest before it that is whole.
 
-    The checkpoint itself goes with this function: it would take memory for the whole training.
+    Only ``checkpoint_io`` holds the checkpoint that was read, until Lightning has taken it.
     """
     read, beginning = newest_whole(folder, say)
-    with torch.device("meta"):
-        model = task_of(recipe).model(recipe.model, read.tokenizer.vocab_size)
-    contents = Contents(read.path, read.raw)
-    contents.check_training(model, asdict(Machine()), sharded=is_sharded(read.path))
-    started = _started(read, recipe)
-    machine = _machine(started, **given)
-    _check_machine(machine, started, folder)
-    if machine.processes != started.processes:
-        say(_other_processes(machine, started))
-    for change in changes_since(read.raw["normtrain"]):
+    started = check_resumable(read, recipe)
+    launch = _launch(started, **given)
+    _check_launch(launch, started, folder)
+    if launch.processes != started.processes:
+        say(_other_processes(launch, started))
+    for change in changes_since(read.section.environment.model_dump()):
         say(change)
-    data = _data(recipe, machine, read)
+    data = _data(recipe, launch, read)
     data.setup("fit")
-    data.check_ranks(machine.processes)
+    data.check_ranks(launch.processes)
     _check_text(data, read)
-    return _Left(data, machine, read.step, read.raw["normtrain"].get("init"), beginning)
+    reader = AtomicCheckpointIO(None if is_sharded(read.path) else read)
+    return _Left(data, launch, read.step, read.section.init, beginning, reader)
 
 
 def describe(recipe: Recipe) -> str:
@@ -263,7 +276,7 @@ def build_model_on_meta(recipe: Recipe, *, room: bool = False) -> str:
 
 
 class _Given(TypedDict):
-    """What the user said of the machine; None and False are not said."""
+    """What the user asks of the launch; None and False ask nothing."""
 
     devices: int | None
     nodes: int | None
@@ -272,25 +285,20 @@ class _Given(TypedDict):
     timeout: int | None
 
 
-def _machine(
-    started: Machine,
+def _launch(
+    started: LaunchConfig,
     devices: int | None,
     nodes: int | None,
     strategy: str | None,
     compile: bool,
     timeout: int | None,
-) -> Machine:
-    """The machine a run was started on, changed as the user says, if that is possible."""
-    machine = replace(
-        started,
-        devices=devices or started.devices,
-        nodes=nodes or started.nodes,
-        strategy=strategy or started.strategy,
-        compile=compile or started.compile,
-        timeout=timeout or started.timeout,
-    )
-    check_devices(machine.devices, machine.nodes)
-    return machine
+) -> LaunchConfig:
+    """Return a run's launch config with the changes that the user asks for."""
+    given = {"devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile}
+    given |= {"timeout": timeout}
+    launch = started.model_copy(update={key: value for key, value in given.items() if value})
+    check_devices(launch.devices, launch.nodes)
+    return launch
 
 
 def _check_text(data: CorpusData, read: Checkpoint) -> None:
@@ -302,51 +310,32 @@ def _check_text(data: CorpusData, read: Checkpoint) -> None:
         )
 
 
-def _with_updates(machine: Machine, recipe: Recipe) -> Machine:
-    """The machine of a run that begins: each of its processes accumulates as the recipe says."""
-    return replace(machine, update_batches=machine.processes * recipe.optim.accumulate)
+def _with_step_batches(launch: LaunchConfig, recipe: Recipe) -> LaunchConfig:
+    """Return the launch config of a new run: each process accumulates as the recipe says."""
+    return launch.model_copy(update={"step_batches": launch.processes * recipe.optim.accumulate})
 
 
-def _started(read: Checkpoint, recipe: Recipe) -> Machine:
-    """Where the run of a checkpoint trained.
-
-    Raises:
-        ValueError: several processes of an earlier version wrote it, which took their batches in
-            another order.
-    """
-    plain = read.raw["normtrain"]["machine"]
-    started = Machine(**plain)
-    if "update_batches" in plain:
-        return started
-    if started.processes > 1:
-        raise UserError(
-            f"{read.path} is of an earlier version, whose processes shared the batches in another "
-            f"way; go on with that version, or start a new run"
-        )
-    return _with_updates(started, recipe)
-
-
-def _other_processes(machine: Machine, started: Machine) -> str:
+def _other_processes(launch: LaunchConfig, started: LaunchConfig) -> str:
     return (
-        f"{machine.processes} processes go on, before it were {started.processes}: the same "
+        f"{launch.processes} processes go on, before it were {started.processes}: the same "
         f"batches make each update, so losses agree but for rounding; dropout draws other numbers"
     )
 
 
-def _check_machine(machine: Machine, started: Machine, folder: RunFolder) -> None:
-    batches, now = started.update_batches, machine.processes
+def _check_launch(launch: LaunchConfig, started: LaunchConfig, folder: RunFolder) -> None:
+    batches, now = started.step_batches, launch.processes
     if batches % now:
         fitting = [str(n) for n in range(1, batches + 1) if batches % n == 0]
         raise UserError(
             f"an update of {folder.path} takes {batches} batches, which {now} processes can't "
             f"share evenly; go on with {' or '.join(fitting)}"
         )
-    if (machine.strategy == "fsdp2") != (started.strategy == "fsdp2"):
+    if (launch.strategy == "fsdp2") != (started.strategy == "fsdp2"):
         raise UserError(
             f"{folder.path} was started with --strategy {started.strategy}, whose checkpoints "
-            f"{machine.strategy} can't go on with; leave --strategy out"
+            f"{launch.strategy} can't go on with; leave --strategy out"
         )
-    if machine.compile != started.compile:
+    if launch.compile != started.compile:
         raise UserError(f"{folder.path} was started without --compile and goes on without it")
 
 
@@ -378,7 +367,7 @@ def _settle(recipe: Recipe) -> Recipe:
 
 
 def _data(
-    recipe: Recipe, machine: Machine, read: Checkpoint | None = None, given: Any = None
+    recipe: Recipe, launch: LaunchConfig, read: Checkpoint | None = None, given: Any = None
 ) -> CorpusData:
     revision = recipe.data.revision
     if read is not None and read.data["kind"] == "hub":
@@ -388,5 +377,5 @@ def _data(
         recipe,
         revision=revision,
         tokenizer=tokenizer,
-        total_batches=recipe.train.max_steps * machine.update_batches,
+        total_batches=recipe.train.max_steps * launch.step_batches,
     )

@@ -1,4 +1,4 @@
-"""A model trained elsewhere: read for a run to start from, or made a checkpoint as it is."""
+"""Import a pretrained language model: as the start of a run, or as a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,30 +14,34 @@ import torch
 from normtrain.config import recipe as recipes
 from normtrain.config.schema import Recipe
 from normtrain.errors import UserError
-from normtrain.files import write_atomically, write_text
+from normtrain.files import write_text
 from normtrain.hf.model_folder import read_folder
 from normtrain.hf.pretrained import Pretrained, load_into
 from normtrain.tasks.base import task_of, whole_source
 from normtrain.tasks.language.config import LanguageRecipe
-from normtrain.tasks.module import checkpoint_section
-from normtrain.training.checkpoint import PREFIX, check_output, read_checkpoint
+from normtrain.training.checkpoint import (
+    check_output,
+    is_sharded,
+    make_section,
+    read_checkpoint,
+    write_checkpoint,
+)
 from normtrain.training.folder import RunFolder
-from normtrain.training.sharded import is_sharded
 
 LONGEST_WINDOW = 1024
-"""Tokens of an imported model's window at most, whatever its positions would allow."""
+"""Most tokens in the window of an imported model, even if its positions allow more."""
 
 
 def read_pretrained(target: Path) -> Pretrained:
-    """Read a language model to start from; nothing that comes with it is executed.
+    """Read a pretrained language model; no code that comes with it is executed.
 
     Args:
         target: a folder in Llama's, Qwen3's or GPT-2's format, an export of normtrain's own, a
             run folder (its best checkpoint, else its last) or a checkpoint file.
 
     Raises:
-        ValueError: there is no such model, or it can't be used; what is wrong is named.
-        RunError: a file can't be read.
+        UserError: there is no such model, or it cannot be used.
+        RunError: a file cannot be read.
     """
     target = Path(target)
     if target.is_dir() and not is_sharded(target) and not (target / "checkpoints").is_dir():
@@ -45,8 +49,8 @@ def read_pretrained(target: Path) -> Pretrained:
     checkpoint = read_checkpoint(target)
     if checkpoint.recipe.task != "language":
         raise UserError(
-            f"{checkpoint.path} is trained for the task {checkpoint.recipe.task}; a language model "
-            "starts from another language model"
+            f"{checkpoint.path} is of the task {checkpoint.recipe.task}; only language models can "
+            "be imported"
         )
     weights = checkpoint.weights
     halves = {w.dtype for w in weights.values() if w.is_floating_point()} - {torch.float32}
@@ -62,7 +66,7 @@ def read_pretrained(target: Path) -> Pretrained:
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a checkpoint; of a sharded one's files, by name, in one."""
+    """Return the SHA-256 of a checkpoint; of a sharded one, of all its files in order of names."""
     digest = hashlib.sha256()
     for part in sorted(path.iterdir()) if path.is_dir() else [path]:
         digest.update(part.read_bytes())
@@ -70,10 +74,12 @@ def _digest(path: Path) -> str:
 
 
 def note_start(folder: RunFolder, pretrained: Pretrained) -> None:
-    """Record in a run's folder what it begins with, for as long as it has no checkpoint.
+    """Record in a run folder which pretrained model it starts from.
+
+    A run without a checkpoint is resumed from it.
 
     Raises:
-        RunError: the folder can't be written.
+        RunError: the folder cannot be written.
     """
     place = str(Path(pretrained.place).resolve())
     plain = {"place": place, **pretrained.origin}
@@ -81,11 +87,11 @@ def note_start(folder: RunFolder, pretrained: Pretrained) -> None:
 
 
 def noted_start(folder: RunFolder) -> Pretrained | None:
-    """What a run without a checkpoint begins with, read again; None if with random weights.
+    """Read again the pretrained model that a run starts from; None for random weights.
 
     Raises:
-        ValueError: it is not there any more, or not what it was.
-        RunError: it can't be read.
+        UserError: it is missing, or has changed.
+        RunError: it cannot be read.
     """
     if not folder.start_file.exists():
         return None
@@ -93,7 +99,7 @@ def noted_start(folder: RunFolder) -> Pretrained | None:
     pretrained = read_pretrained(Path(noted["place"]))
     if pretrained.sha256 != noted["sha256"]:
         raise UserError(
-            f"the weights in {noted['place']} are not those that {folder.path} began with; put "
+            f"the weights in {noted['place']} are not those that {folder.path} started from; put "
             "them back, or start a new run"
         )
     return pretrained
@@ -102,17 +108,17 @@ def noted_start(folder: RunFolder) -> Pretrained | None:
 def start_recipe(
     name: str | Path, pretrained: Pretrained, overrides: Sequence[str] = (), **changes: Any
 ) -> Recipe:
-    """A recipe whose model is the pretrained one, but for what the user changes of it.
+    """Return a recipe whose model is the pretrained one, with the changes that the user asks for.
 
     Args:
         name: the recipe: a name or a file.
-        pretrained: decides the model section, except what its format doesn't say, and the
+        pretrained: gives the model section, except what its format does not say, and the
             tokenizer.
         overrides: ``"section.key=value"``, as for `normtrain.config.recipe.resolve`.
         changes: its other arguments.
 
     Raises:
-        ValueError: the recipe is of another task, or asks for a model that the weights don't fit.
+        UserError: the recipe is of another task, or its model does not fit the weights.
     """
     task = recipes.load(name).task
     if task != "language":
@@ -133,10 +139,10 @@ def import_model(
     data: str | None = None,
     overrides: Sequence[str] = (),
 ) -> str:
-    """Make a checkpoint of a pretrained model, untrained any further.
+    """Write a checkpoint of a pretrained model without training it.
 
-    It can be evaluated, converted, generated from and exported as a run's can. Its window is as
-    long as the model's positions, up to `LONGEST_WINDOW`, unless ``data.window`` is overridden.
+    It can be evaluated, converted, generated from and exported like a run's. Its window is as long
+    as the model's positions, up to `LONGEST_WINDOW`, unless ``data.window`` is overridden.
 
     Args:
         target: as for `read_pretrained`.
@@ -149,8 +155,9 @@ def import_model(
         Lines that say what was made.
 
     Raises:
-        ValueError: the model can't be used, doesn't fit the recipe, or ``output`` is no place.
-        RunError: the file can't be written.
+        UserError: the model cannot be used, does not fit the recipe, or ``output`` cannot be
+            written to.
+        RunError: writing the file fails.
     """
     output = Path(output)
     check_output(output)
@@ -159,13 +166,10 @@ def import_model(
     model = task_of(made).model(made.model, pretrained.tokenizer.vocab_size)
     report = load_into(model, pretrained.weights)
     untrained = {"kind": "none", "source": None, "revision": None, "sha256": None}
-    about = {"data": untrained, "init": pretrained.origin}
-    plain = {
-        "state_dict": {PREFIX + name: weight for name, weight in model.state_dict().items()},
-        "normtrain": checkpoint_section(made, pretrained.tokenizer, model, about),
-        "global_step": 0,
-    }
-    write_atomically(output, lambda temporary: torch.save(plain, temporary))
+    section = make_section(
+        made, pretrained.tokenizer, model, data=untrained, init=pretrained.origin
+    )
+    write_checkpoint(output, section, model.state_dict(), 0)
     count = sum(p.numel() for p in model.parameters())
     lines = [f"{output}: {pretrained.model_type} of {count:,} parameters from {pretrained.place}"]
     lines.append(f"weights: {report}; windows of {made.data.window:,} tokens")
@@ -175,7 +179,7 @@ def import_model(
 def _made_recipe(
     pretrained: Pretrained, recipe: str | Path, data: str | None, overrides: Sequence[str]
 ) -> LanguageRecipe:
-    """The recipe of an imported model, named after where it lies."""
+    """Return the recipe of an imported model, named after its folder or file."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(pretrained.place).resolve().name).strip("-._")
     settings = [f"name={stem or 'imported'}", *overrides]
     given = {text.partition("=")[0].strip() for text in overrides}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -25,19 +25,16 @@ from normtrain.tasks.base import task_of
 from normtrain.tasks.module import TaskModule
 from normtrain.tasks.updates import BrokenUpdate
 from normtrain.training.callbacks.batches_done import BatchesDone
-from normtrain.training.callbacks.checkpoints import AtomicCheckpointIO, RunCheckpoints
+from normtrain.training.callbacks.checkpoints import RunCheckpoints
 from normtrain.training.callbacks.metrics import MetricsFile, Recorder
 from normtrain.training.callbacks.progress import Say, ShowProgress
 from normtrain.training.callbacks.random_state import RandomState
 from normtrain.training.callbacks.stop import GracefulStop, StopAsked
+from normtrain.training.checkpoint import AtomicCheckpointIO, make_section
 from normtrain.training.determinism import determinism, surroundings
 from normtrain.training.folder import FOLDER_VARIABLE, RunFolder
-from normtrain.training.machine import (
-    Machine,
-    keep_freed_memory,
-    quiet_lightning,
-    resolve_precision,
-)
+from normtrain.training.launch import LaunchConfig
+from normtrain.training.machine import keep_freed_memory, quiet_lightning, resolve_precision
 from normtrain.training.ranks_lost import Ranks
 from normtrain.training.strategies import strategy_of
 
@@ -62,11 +59,12 @@ class TrainingRun:
         recipe: every choice of the run.
         folder: where everything goes.
         data: set up for fitting.
-        machine: where it trains.
+        launch: how it is launched.
         say: prints messages.
         pretrained: the weights it begins with; None takes random ones.
         origin: where the weights came from that its checkpoint began with.
         ahead: callbacks ahead of its own.
+        checkpoint_io: holds the checkpoint that is resumed.
     """
 
     def __init__(
@@ -74,18 +72,20 @@ class TrainingRun:
         recipe: Recipe,
         folder: RunFolder,
         data: CorpusData,
-        machine: Machine,
+        launch: LaunchConfig,
         say: Say,
         *,
         pretrained: Pretrained | None = None,
         origin: dict[str, str] | None = None,
         ahead: Sequence[pl.Callback] = (),
+        checkpoint_io: AtomicCheckpointIO | None = None,
     ) -> None:
         self.ahead = ahead
+        self.checkpoint_io = checkpoint_io or AtomicCheckpointIO()
         self.pretrained = pretrained
         self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
-        self.machine, self.say = machine, say
+        self.launch, self.say = launch, say
         self.task = task_of(recipe)
         self.random_state = RandomState()
         self.metrics = MetricsFile(folder.metrics_file, self.task.metrics)
@@ -125,7 +125,7 @@ class TrainingRun:
         self._write_tokenizer()
         self.metrics.cut(step)
         trainer = self._trainer(step)
-        ranks = Ranks(trainer, self.machine.timeout, self._how_to_go_on)
+        ranks = Ranks(trainer, self.launch.timeout, self._how_to_go_on)
         self._announce(task, begun)
         try:
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
@@ -163,19 +163,12 @@ class TrainingRun:
 
     def _task(self) -> TaskModule:
         """What trains, with random weights."""
-        about = {
-            "data": self.data.corpus.provenance,
-            "machine": asdict(self.machine),
-            **surroundings(),
-            **({} if self.origin is None else {"init": self.origin}),
-        }
         try:
             return self.task.module(
                 self.recipe,
                 self.data.tokenizer,
-                about=about,
-                compile_model=self.machine.compile,
-                step_batches=self.machine.update_batches,
+                compile_model=self.launch.compile,
+                step_batches=self.launch.step_batches,
             )
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
@@ -223,14 +216,14 @@ class TrainingRun:
         board = _Board(self.folder.path, name="", version="", purge_step=step + 1 if step else None)
         return pl.Trainer(
             accelerator="auto",
-            devices=self.machine.devices,
-            num_nodes=self.machine.nodes,
-            strategy=strategy_of(self.machine),
+            devices=self.launch.devices,
+            num_nodes=self.launch.nodes,
+            strategy=strategy_of(self.launch),
             precision=resolve_precision(train.precision)[0],  # type: ignore[arg-type]
             max_steps=train.max_steps,
-            val_check_interval=train.val_every * self.machine.accumulate,
+            val_check_interval=train.val_every * self.launch.accumulate,
             check_val_every_n_epoch=None,
-            accumulate_grad_batches=self.machine.accumulate,
+            accumulate_grad_batches=self.launch.accumulate,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             log_every_n_steps=1,
@@ -238,13 +231,13 @@ class TrainingRun:
             enable_model_summary=False,
             logger=[self.metrics, board],
             callbacks=self._callbacks(),
-            plugins=[AtomicCheckpointIO()],
+            plugins=[self.checkpoint_io],
             default_root_dir=self.folder.path,
         )
 
     def _callbacks(self) -> list[pl.Callback]:
         train = self.recipe.train
-        recorder = Recorder(train.log_every, self.machine.accumulate)
+        recorder = Recorder(train.log_every, self.launch.accumulate)
         callbacks: list[pl.Callback] = [*self.ahead, self.random_state, BatchesDone(), recorder]
         if train.ema is not None:
             # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
@@ -254,6 +247,7 @@ class TrainingRun:
             callbacks.append(EarlyStopping(best.column, patience=train.patience, mode=best.mode))
         checkpoints = RunCheckpoints(
             self.folder.checkpoints,
+            self._section,
             every=train.checkpoint_every,
             keep=train.keep,
             best=best,
@@ -266,6 +260,17 @@ class TrainingRun:
             checkpoints,
             GracefulStop(checkpoints, self.say),
         ]
+
+    def _section(self, model: TokenModel) -> dict[str, Any]:
+        """Return what makes the run's checkpoints self-contained."""
+        parts = {
+            "data": self.data.corpus.provenance,
+            "launch": self.launch,
+            "environment": surroundings(),
+        }
+        if self.origin is not None:
+            parts["init"] = self.origin
+        return make_section(self.recipe, self.data.tokenizer, model, **parts).plain()
 
     def _announce(self, task: TaskModule, begun: str) -> None:
         for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:

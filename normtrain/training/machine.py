@@ -6,63 +6,12 @@ import ctypes
 import logging
 import os
 import sys
-from dataclasses import dataclass
 
 import torch
 
-from normtrain.errors import RunError, UserError
+from normtrain.errors import RunError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run trains. Checkpoints carry it, since a run goes on as it was started.
-
-    Attributes:
-        devices: devices of each machine.
-        nodes: machines.
-        strategy: ``"auto"``, ``"ddp"`` or ``"fsdp2"``.
-        compile: run the training forward pass through ``torch.compile``.
-        timeout: seconds that a process waits for an answer of the others.
-        update_batches: batches of one optimizer step over all processes. A run that goes on with
-            another number of processes keeps it.
-    """
-
-    devices: int = 1
-    nodes: int = 1
-    strategy: str = "auto"
-    compile: bool = False
-    timeout: int = 1800
-    update_batches: int = 1
-
-    @property
-    def processes(self) -> int:
-        """How many processes train, one a device."""
-        return self.devices * self.nodes
-
-    @property
-    def accumulate(self) -> int:
-        """Batches of one optimizer step that each process takes."""
-        assert self.update_batches % self.processes == 0, self
-        return self.update_batches // self.processes
-
-
-def check_devices(devices: int, nodes: int) -> None:
-    """See that there are so many devices here, and a launcher where there are other machines.
-
-    Raises:
-        ValueError: there are fewer, or nothing says which machine this one is.
-    """
-    if torch.cuda.is_available() and devices > torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"{devices} devices were asked for, but there are {count} here")
-    placed = ("RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    if nodes > 1 and not any(name in os.environ for name in placed):
-        raise UserError(
-            f"{nodes} machines were asked for; start the command on each of them by "
-            f"torchrun or SLURM, which tell it which one it is"
-        )
 
 
 def quiet_lightning() -> None:

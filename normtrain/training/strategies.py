@@ -9,8 +9,9 @@ from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 
 from normtrain.config.schema import Recipe
 from normtrain.errors import UserError
-from normtrain.training.machine import Machine
-from normtrain.training.sharded import check_plain, is_sharded
+from normtrain.tasks.optimizers import OPTIMIZERS
+from normtrain.training.checkpoint import check_plain, is_sharded
+from normtrain.training.launch import LaunchConfig
 
 STRATEGIES = ("auto", "ddp", "fsdp2")
 
@@ -38,26 +39,27 @@ class ShardedStrategy(ModelParallelStrategy):
         return super().load_checkpoint(checkpoint_path, weights_only=True)
 
 
-def check_strategy(machine: Machine, recipe: Recipe) -> None:
+def check_strategy(launch: LaunchConfig, recipe: Recipe) -> None:
     """Refuse what a sharded model can't do.
 
     Raises:
-        UserError: the recipe or the machine asks for it; what to do without is named.
+        UserError: the recipe or the command asks for it; what to do without is named.
     """
-    if machine.strategy != "fsdp2":
+    if launch.strategy != "fsdp2":
         return
     refused = {
         "train.ema": recipe.train.ema is not None,
         "train.precision=bf16-true": recipe.train.precision == "bf16-true",
-        "--compile": machine.compile,
+        "--compile": launch.compile,
+        f"optim.name={recipe.optim.name}": not OPTIMIZERS[recipe.optim.name].shards,
     }
     for name, asked in refused.items():
         if asked:
             raise UserError(
-                f"--strategy fsdp2 does not go with {name}; leave that out, or take --strategy ddp"
+                f"--strategy fsdp2 does not support {name}; leave that out, or use --strategy ddp"
             )
 
 
-def strategy_of(machine: Machine) -> str | Strategy:
+def strategy_of(launch: LaunchConfig) -> str | Strategy:
     """The strategy of a run, in the form a Trainer takes."""
-    return ShardedStrategy(machine.processes) if machine.strategy == "fsdp2" else machine.strategy
+    return ShardedStrategy(launch.processes) if launch.strategy == "fsdp2" else launch.strategy

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from normtrain.training.machine import check_devices, quiet_lightning
+from normtrain.training.launch import check_devices
+from normtrain.training.machine import quiet_lightning
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def edited(checkpoint: Path, edit: Callable[[dict[str, Any]], Any]) -> Path:
         ),
         ("norm_rules", [["decoder.*", "none"]], ["rmsnorm", "none", "decoder"]),
         ("encoder_layers", 2, ["no norm", "encoder.layers.1"]),
-        ("d_ff", 7, ["don't fit its recipe", "7"]),
+        ("d_ff", 7, ["fit its recipe", "7"]),
         ("hidden", 7, ["unknown key 'model.hidden'"]),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from conftest import assert_failure, assert_misuse, assert_nothing_left
 
 Command = Callable[..., Result]
 Raw = dict[str, Any]
+Change = Callable[[Raw], Any]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def run(begun: Path, tmp_path: Path) -> Path:
     return shutil.copytree(begun, tmp_path / "run")
 
 
-def edit(run: Path, change: Callable[[Raw], Any]) -> Path:
+def edit(run: Path, change: Change) -> Path:
     path = run / "checkpoints/last.ckpt"
     raw = torch.load(path, weights_only=True)
     change(raw)
@@ -51,78 +54,112 @@ def weight(raw: Raw) -> str:
     return next(iter(raw["state_dict"]))
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda raw: raw.update(state_dict=torch.zeros(2)), "state_dict should be a mapping"),
-        (lambda raw: raw["state_dict"].update({3: torch.zeros(2)}), "named by text"),
-        (lambda raw: raw["state_dict"].update({weight(raw): 0.5}), "a dense tensor"),
-        (
-            lambda raw: raw["state_dict"].update({weight(raw): torch.zeros(2, device="meta")}),
-            "not a tensor of (2,), torch.float32 on meta",
-        ),
-        (
-            lambda raw: raw["state_dict"].update({weight(raw): torch.zeros(2, 2).to_sparse()}),
-            "not a torch.sparse_coo tensor",
-        ),
-        (lambda raw: raw.update(global_step=True), "global_step should be a whole number"),
-        (lambda raw: raw["normtrain"].update(version=torch.zeros(2)), "checkpoint format"),
-        (lambda raw: raw["normtrain"].update(recipe="x"), "recipe should be a mapping, not text"),
-        (lambda raw: raw["normtrain"].update(tokenizer=None), "tokenizer should be text, not null"),
-        (lambda raw: raw["normtrain"].update(tokenizer="{"), "last.ckpt: its tokenizer"),
-        (lambda raw: raw["normtrain"].update(norms=[]), "norms should be a mapping"),
-        (lambda raw: raw["normtrain"]["norms"].update(x=1), "norms x should be text"),
-        (lambda raw: raw["normtrain"].update(threads=torch.zeros(2)), "threads should be a whole"),
-        (lambda raw: raw["normtrain"]["data"].pop("sha256"), "data lacks sha256"),
-        (lambda raw: raw["normtrain"].update(data={}), "data kind should be text"),
-    ],
-)
+def ours(**parts: Any) -> Change:
+    return lambda raw: raw["normtrain"].update(parts)
+
+
+def launch(**keys: Any) -> Change:
+    return lambda raw: raw["normtrain"]["launch"].update(keys)
+
+
+def weights(key: Any, value: Any) -> Change:
+    """Replace one weight; ``None`` stands for the name of the first."""
+    return lambda raw: raw["state_dict"].update({key or weight(raw): value})
+
+
+def optimizer(part: str, index: int, **keys: Any) -> Change:
+    return lambda raw: raw["optimizer_states"][0][part][index].update(keys)
+
+
+NEEDED_BY_ALL: list[tuple[Change, str]] = [
+    (lambda raw: raw.update(state_dict=torch.zeros(2)), "state_dict must be a mapping"),
+    (weights(3, torch.zeros(2)), "state_dict 3 must be named by a string"),
+    (weights(None, 0.5), "must be a dense tensor of numbers, got 0.5"),
+    (weights(None, torch.zeros(2, device="meta")), "got a tensor of (2,), torch.float32 on meta"),
+    (weights(None, torch.zeros(2, 2).to_sparse()), "got a torch.sparse_coo tensor"),
+    (lambda raw: raw.update(global_step=True), "global_step must be an integer, got true"),
+    (ours(version=torch.zeros(2)), "checkpoint format"),
+    (ours(recipe="x"), "recipe must be a mapping, got 'x'"),
+    (ours(tokenizer=None), "tokenizer must be a string, got null"),
+    (ours(tokenizer="{"), "last.ckpt: its tokenizer"),
+    (ours(norms=[]), "norms must be a mapping"),
+    (lambda raw: raw["normtrain"]["norms"].update(x=1), "norms x must be a string"),
+    (ours(environment={"threads": torch.zeros(2)}), "environment threads must be an integer"),
+    (lambda raw: raw["normtrain"]["data"].pop("sha256"), "data lacks sha256"),
+    (ours(launch={"devices": "x"}), "launch devices must be an integer, got 'x'"),
+    (launch(nodes=0), "launch nodes must be a number >= 1"),
+    (launch(strategy=""), "launch strategy must be 'auto', 'ddp' or 'fsdp2'"),
+    (launch(x=1), "launch x must be absent"),
+]
+NEEDED_TO_RESUME: list[tuple[Change, str]] = [
+    (lambda raw: raw.pop("optimizer_states"), "cannot be resumed: it lacks optimizer_states"),
+    (lambda raw: raw["normtrain"].pop("launch"), "cannot be resumed: it lacks launch"),
+    (lambda raw: raw["state_dict"].pop(weight(raw)), "has no weight there"),
+    (weights(None, torch.zeros(3)), "has shape (3,)"),
+    (lambda raw: raw.update(optimizer_states=[]), "optimizer_states must be a list of 1"),
+    (lambda raw: raw["optimizer_states"][0]["param_groups"].pop(), "param_groups must be a list"),
+    (optimizer("param_groups", 0, params=[1]), "params must be the ids of"),
+    (optimizer("state", 0, exp_avg=torch.zeros(2)), "states 0 exp_avg must be a float tensor of"),
+    (optimizer("param_groups", 0, lr="x"), "optimizer_states lr must be a finite number"),
+    (lambda raw: raw.update(lr_schedulers={}), "lr_schedulers must be a list"),
+    (lambda raw: raw.update(totals=None), "totals must be a mapping"),
+    (lambda raw: raw["loops"].update(fit_loop=3.5), "loops fit_loop must be an integer"),
+    (
+        lambda raw: raw["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready=-1),
+        "epoch_progress total ready must be an integer >= 0, got -1",
+    ),
+    (lambda raw: raw.update(callbacks=[]), "callbacks must be a mapping"),
+    (lambda raw: raw["random_state"][0].update(torch=torch.zeros(3)), "random_state"),
+    (lambda raw: raw["random_state"][0]["python"].pop(), "random_state"),
+]
+
+
+@pytest.mark.parametrize(("change", "part"), NEEDED_BY_ALL)
 def test_every_command_needs_a_whole_checkpoint(
-    change: Callable[[Raw], Any], part: str, run: Path, command: Command
+    change: Change, part: str, run: Path, command: Command
 ) -> None:
     path = edit(run, change)
     before = snapshot(run)
-    assert_misuse(command("evaluate", path), "last.ckpt", part)
-    assert_misuse(command("fit", "--resume", run), "last.ckpt", part)
+    for words in (("evaluate", path), ("fit", "--resume", run)):
+        assert_misuse(command(*words), "last.ckpt", part)
     assert snapshot(run) == before
 
 
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda raw: raw.pop("optimizer_states"), "it lacks optimizer_states"),
-        (lambda raw: raw["normtrain"]["machine"].update(devices="x"), "machine devices"),
-        (lambda raw: raw["normtrain"]["machine"].update(nodes=0), "a whole number of 1 or more"),
-        (lambda raw: raw["normtrain"]["machine"].update(strategy=""), "strategy should be auto or"),
-        (lambda raw: raw["normtrain"]["machine"].update(x=1), "written by another version"),
-        (lambda raw: raw["state_dict"].pop(weight(raw)), "has no weight there"),
-        (lambda raw: raw["state_dict"].update({weight(raw): torch.zeros(3)}), "has shape (3,)"),
-        (lambda raw: raw.update(optimizer_states=[]), "a list of one optimizer's state"),
-        (lambda raw: raw["optimizer_states"][0]["param_groups"].pop(), "param_groups"),
-        (
-            lambda raw: raw["optimizer_states"][0]["state"][0].update(exp_avg=torch.zeros(2)),
-            "optimizer_states 0 exp_avg should be a float tensor of",
-        ),
-        (lambda raw: raw["optimizer_states"][0]["param_groups"][0].update(lr="x"), "lr should be"),
-        (lambda raw: raw.update(lr_schedulers={}), "lr_schedulers should be a list"),
-        (lambda raw: raw.update(totals=None), "totals should be a mapping"),
-        (lambda raw: raw["loops"].update(fit_loop=3), "loops fit_loop"),
-        (
-            lambda raw: raw["loops"]["fit_loop"]["epoch_progress"]["total"].update(ready=-1),
-            "epoch_progress total ready should be a whole number",
-        ),
-        (lambda raw: raw.update(callbacks=[]), "callbacks should be a mapping"),
-        (lambda raw: raw["random_state"][0].update(torch=torch.zeros(3)), "random_state"),
-        (lambda raw: raw["random_state"][0]["python"].pop(), "random_state"),
-    ],
-)
-def test_going_on_needs_a_whole_training_state(
-    change: Callable[[Raw], Any], part: str, run: Path, command: Command
+@pytest.mark.parametrize(("change", "part"), NEEDED_TO_RESUME)
+def test_resuming_needs_a_whole_training_state(
+    change: Change, part: str, run: Path, command: Command
 ) -> None:
     edit(run, change)
     before = snapshot(run)
     assert_misuse(command("fit", "--resume", run), "last.ckpt", part)
     assert snapshot(run) == before
+
+
+def test_a_file_is_read_once_on_resume(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing holds what was read when training starts."""
+    from normtrain.training import resume
+    from normtrain.training.callbacks.batches_done import BatchesDone
+
+    read: list[Path] = []
+    held: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    load = torch.load
+
+    def counted(file: Any, *words: Any, **options: Any) -> Any:
+        read.append(Path(file))
+        raw = load(file, *words, **options)
+        held.append(weakref.ref(next(iter(raw["state_dict"].values()))))
+        return raw
+
+    def look(*_: Any) -> None:
+        gc.collect()
+        alive.extend(ref() is not None for ref in held)
+
+    monkeypatch.setattr(torch, "load", counted)
+    monkeypatch.setattr(BatchesDone, "on_train_batch_start", look, raising=False)
+    resume(run)
+    assert read == [run / "checkpoints" / "last.ckpt"]
+    assert alive == [False]
 
 
 def test_a_state_that_lightning_can_not_take_up_is_a_failure_in_a_line(

@@ -242,11 +242,8 @@ def test_the_contract_of_a_checkpoint(kind: str, learned: Runs) -> None:
             "rules",
             "norms",
             "data",
-            "machine",
-            "kernels",
-            "threads",
-            "torch",
-            "device",
+            "launch",
+            "environment",
         }
         assert plain(ours)
         assert recipes.from_plain(ours["recipe"]) == recipes.load(run / "recipe.yaml")

@@ -15,12 +15,12 @@ from test_resume import assert_same_run, rewound
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from normtrain.errors import UserError
-from normtrain.tasks.language.generate import generate
 from normtrain.training import (
     convert,
     evaluate,
     export,
     fit,
+    generate,
     import_model,
     read_checkpoint,
     read_pretrained,
@@ -228,7 +228,7 @@ def test_a_run_stopped_before_its_first_checkpoint(
     assert_same_run(whole, again)
     changed = folder / "model.safetensors"
     changed.write_bytes(changed.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(UserError, match="are not those that .*other began with"):
+    with pytest.raises(UserError, match="are not those that .*other started from"):
         resume(other)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match=r"there is no .*folder"):
@@ -312,7 +312,7 @@ def test_commands(
     assert json.loads(Path("made/config.json").read_text())["model_type"] == "gpt2"
     assert_misuse(command("export", run, "made", "--format", "gpt2"), "made is not empty")
     assert_misuse(command("export", run, "other", "--format", "llama"), "Llama's format has only")
-    assert_misuse(command("export", learned["plain"], "x", "--format", "gpt2"), "language models")
+    assert_misuse(command("export", learned["plain"], "x", "--format", "gpt2"), "use native")
     done = command("import", "made", "-o", "made.ckpt", "--data", text_folder)
     assert done.exit_code == 0, done.stderr
     assert "made.ckpt: gpt2 of" in done.stdout

@@ -21,8 +21,7 @@ from conftest import assert_failure, assert_misuse, fit_words, tiny_settings
 
 from normtrain.errors import DamagedFile, RunError, UserError
 from normtrain.training import fit, read_checkpoint, resume
-from normtrain.training.callbacks import checkpoints
-from normtrain.training.damage import Beginning
+from normtrain.training.damage import ResumeFrom
 from normtrain.training.ranks_lost import unanswered
 
 Command = Callable[..., Result]
@@ -78,7 +77,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_newest_whole_one(
     resume(stopped)
     said = capsys.readouterr().err
     assert f"{folder / 'last.ckpt'} is damaged (" in said
-    assert "going on from step-00000007.ckpt" in said
+    assert "resuming from step-00000007.ckpt" in said
     assert "after step 7" in said
     aside = {path.name for path in folder.glob("*.damaged")}
     assert aside >= {f"step-0000000{i}.ckpt.damaged" for i in (8, 9)} | {"last.ckpt.damaged"}
@@ -98,7 +97,7 @@ def test_a_run_without_a_checkpoint_remembers_its_processes(stopped: Path) -> No
         file.unlink()
     noted = json.loads((stopped / "machine.json").read_text(encoding="utf-8"))
     assert (noted["devices"], noted["nodes"]) == (1, 1)
-    noted |= {"devices": 2, "update_batches": 2}
+    noted |= {"devices": 2, "step_batches": 2}
     (stopped / "machine.json").write_text(json.dumps(noted), encoding="utf-8")
     with pytest.raises(UserError, match="takes 2 batches, which 3 processes"):
         resume(stopped, devices=3)
@@ -140,8 +139,8 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(
 ) -> None:
     from normtrain.training import damage
 
-    monkeypatch.setattr(damage, "all_ranks_have", lambda step: [step, 7])
-    begin = Beginning(tmp_path / "step-00000008.ckpt", 8, [], say=lambda text: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(damage, "all_gather", lambda step: [step, 7])
+    begin = ResumeFrom(tmp_path / "step-00000008.ckpt", 8, [], say=lambda text: None)  # type: ignore[arg-type]
     with pytest.raises(RunError, match="of steps 8, 7"):
         begin.setup(None, None, "fit")  # type: ignore[arg-type]
 
@@ -173,7 +172,7 @@ def test_a_full_disk_with_a_temporary_file_half_written(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(checkpoint, path, *args)
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     run = tmp_path / "run"
     assert_failure(command(*fit_words(corpus_folder, run)), "No space left", "--resume")
     last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

@@ -27,7 +27,7 @@ from normtrain.training import (
     read_pretrained,
     resume,
 )
-from normtrain.training.sharded import is_sharded, read_sharded
+from normtrain.training.checkpoint import is_sharded, read_sharded
 
 NORMS = ("layernorm", "rmsnorm", "adanorm")
 RECIPES = {"lm": TINY_TEXT, "envi": TINY}
@@ -211,7 +211,7 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
             assert numbers(again) == numbers(run)
             theirs = weights_of(again)
             assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())
-            damaged = "going on from step-00000004.ckpt" in Path(f"{again}.log.0").read_text()
+            damaged = "resuming from step-00000004.ckpt" in Path(f"{again}.log.0").read_text()
             assert damaged == is_sharded(again / "checkpoints" / "last.ckpt")
             assert (again / "checkpoints" / "step-00000005.ckpt.damaged").exists() == damaged
         else:

@@ -6,27 +6,16 @@ import contextlib
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import Checkpoint
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from normtrain.files import write_atomically
 from normtrain.tasks.base import Metric
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all and read as plain data only."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        """Write next to ``path`` and rename."""
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
 
 
 def link(source: Path, name: Path) -> None:
@@ -70,6 +59,8 @@ class RunCheckpoints(Checkpoint):
 
     Args:
         folder: where they go.
+        section: returns for a model what makes its checkpoint self-contained,
+            ``checkpoint["normtrain"]``.
         every: optimizer steps between two.
         keep: numbered ones kept; older ones go.
         best: the metric of the best checkpoint.
@@ -78,9 +69,18 @@ class RunCheckpoints(Checkpoint):
     """
 
     def __init__(
-        self, folder: Path, *, every: int, keep: int, best: Metric, val_every: int, max_steps: int
+        self,
+        folder: Path,
+        section: Callable[[Any], dict[str, Any]],
+        *,
+        every: int,
+        keep: int,
+        best: Metric,
+        val_every: int,
+        max_steps: int,
     ) -> None:
         super().__init__()
+        self.section = section
         self.folder, self.every, self.keep, self.best = folder, every, keep, best
         self.val_every, self.max_steps = val_every, max_steps
         self.best_value: float | None = None
@@ -94,6 +94,12 @@ class RunCheckpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best value up again."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict.get("best_step")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Make the checkpoint self-contained."""
+        checkpoint.setdefault("normtrain", {}).update(self.section(pl_module.model))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

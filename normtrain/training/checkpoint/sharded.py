@@ -69,7 +69,7 @@ def check_plain(folder: Path) -> Metadata:
     from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
     if not is_sharded(folder):
-        raise DamagedFile(f"{folder} is no whole checkpoint: it lacks {REST}")
+        raise DamagedFile(f"{folder} is not a whole checkpoint: it lacks {REST}")
     try:
         with open(folder / _TABLE, "rb") as file:
             table = _TableReader(file).load()
