@@ -90,7 +90,7 @@ def check_output(output: Path) -> None:
     if output.is_dir():
         raise UserError(f"{output} is a folder; -o takes the name of a file")
     if output.exists() and not output.is_file():
-        raise UserError(f"{output} is no regular file; -o takes the name of a new file")
+        raise UserError(f"{output} is not a regular file; -o takes the name of a new file")
     folder = output.absolute().parent
     if folder.name == "checkpoints" and (folder.parent / "recipe.yaml").is_file():
         raise UserError(f"{output} is among a run's own checkpoints; -o takes another folder")
