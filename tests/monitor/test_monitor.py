@@ -156,6 +156,7 @@ def test_norms_that_rest_and_shared_ones() -> None:
 # --- torch.compile
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("how", ["whole", "part", "method"])
 def test_compiled_norms_are_not_seen_and_that_is_said(how: str) -> None:
     torch._dynamo.reset()

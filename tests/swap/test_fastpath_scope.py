@@ -49,17 +49,12 @@ def one_thread() -> Iterator[None]:
 
 def test_twice_changes_nothing_more() -> None:
     model, touched = swapped("rmsnorm")
+    keys = list(model.state_dict())
     assert disable_fast_path(model, touched) == ["layers.0", "layers.1"]
+    assert list(model.state_dict()) == keys
     before = switches(model)
     assert disable_fast_path(model, touched) == []
     assert switches(model) == before
-
-
-def test_the_state_dict_does_not_know() -> None:
-    model, touched = swapped("rmsnorm")
-    before = list(model.state_dict())
-    disable_fast_path(model, touched)
-    assert list(model.state_dict()) == before
 
 
 def test_what_holds_no_new_norm_stays() -> None:
@@ -164,6 +159,7 @@ def test_other_blocks_in_an_encoder_get_no_nested_tensor() -> None:
     check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("norm", NORMS)
 def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
     layer = nn.TransformerDecoderLayer(DIM, 4, 24, dropout=0.0, batch_first=True)
@@ -175,6 +171,7 @@ def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
     check_contexts(decoder, inputs(), inputs(), tgt_mask=CAUSAL, memory_key_padding_mask=PADDING)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt", "layernorm"])
 def test_the_whole_transformer(norm: str) -> None:
     model = nn.Transformer(DIM, 4, 2, 2, 24, dropout=0.0, batch_first=True)
@@ -190,6 +187,7 @@ def test_the_whole_transformer(norm: str) -> None:
 SURVIVORS = ["rmsnorm:bias=true", "rmsnorm", "dyt"]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("norm", SURVIVORS)
 @pytest.mark.parametrize(
     "copied",
@@ -207,6 +205,7 @@ def test_copies(norm: str, copied: Callable[[nn.Module], nn.Module]) -> None:
     assert switches(again) == switches(model)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("norm", SURVIVORS)
 @pytest.mark.parametrize("when", ["before", "after", "in place"])
 def test_compiled(norm: str, when: str) -> None:
@@ -233,6 +232,7 @@ def test_compiled(norm: str, when: str) -> None:
     torch.compiler.reset()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     for norm in SURVIVORS:

@@ -202,8 +202,21 @@ FACTS: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
 }
 
 
+# Importing their modules takes seconds.
+TRANSFORMERS = {
+    *("llama", "mistral", "qwen2", "qwen3", "t5", "olmo", "olmo2", "gemma", "gemma3", "gemma4"),
+    *("gemma4-no-gain", "qwen3-next", "nemotron", "cohere", "cohere-heads", "convnext", "gated"),
+}
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.extended if name in TRANSFORMERS else ())
+        for name in FACTS
+    ],
+)
 def test_facts(name: str, device: str) -> None:
     build, wanted = FACTS[name]
     module = build().to(device)
@@ -223,7 +236,7 @@ def test_facts(name: str, device: str) -> None:
 
 
 @pytest.mark.usefixtures("default_kernels")
-@pytest.mark.parametrize("name", ["timm", "timm-2d", "timm-rms", "timm-rms-2d", "convnext"])
+@pytest.mark.parametrize("name", ["timm", "timm-2d", "timm-rms", "timm-rms-2d"])
 def test_their_successors_compute_the_same(name: str) -> None:
     model = nn.Sequential(FACTS[name][0](), nn.Identity())
     nn.init.normal_(model[0].weight)

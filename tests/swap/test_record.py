@@ -65,6 +65,7 @@ def _other(first: str, second: str) -> list[tuple[str, str, str, bool]]:
     return [tuple(each) for each in differences(record(_last(first)), _last(second))]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("norm", norm_names())
 def test_every_norm_differs_from_every_other_and_not_from_itself(norm: str) -> None:
     assert differences(record(_last(norm)), copy.deepcopy(_last(norm))) == []
@@ -112,7 +113,7 @@ def _swapped(rules: Any) -> Net:
 @pytest.mark.parametrize(
     "rules",
     [
-        *norm_names(),
+        *("rmsnorm", "adanorm", "dyt", "none", "crmsnorm"),  # what kinds of parameters there are
         [("blocks.?.norm", "rmsnorm"), ("last", "prmsnorm:p=0.5,eps=1e-3")],
         [("batch", "l1batchnorm"), ("last", "layernorm:bias=false")],
         [("batch", "topkbatchnorm:k=3")],
@@ -205,6 +206,19 @@ def test_a_section_that_is_no_good(change: dict[str, Any], text: str) -> None:
 def test_what_is_no_section(section: Any) -> None:
     with pytest.raises(UserError, match="a.ckpt"):
         read_record({"normtrain": section}, "a.ckpt")
+
+
+def test_a_norm_of_an_unknown_class_is_named_without_running_it() -> None:
+    class LoudNorm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("it was run")
+
+    model = small(nn.LayerNorm(6), LoudNorm(), build_norm("rmsnorm", 6))
+    assert record(model)["kept"] == {
+        "1": "torch.nn.LayerNorm",
+        "2": "class LoudNorm",
+        "3": "rmsnorm",
+    }
 
 
 def test_batch_norms_of_this_package() -> None:

@@ -15,6 +15,8 @@ from normtrain import kernels, norm_names, swap_norms
 from normtrain.errors import UserError
 from normtrain.norms import LayerNorm, RMSNorm
 
+pytestmark = pytest.mark.extended
+
 HERE = torch.Generator().manual_seed(5)
 IDS = torch.randint(3, 29, (2, 6), generator=HERE)
 ROWS = torch.randn(2, 6, 16, generator=HERE)

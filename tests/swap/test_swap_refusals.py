@@ -63,6 +63,7 @@ def test_a_shared_layer() -> None:
     assert names_of(report) == ["0.norm"]
 
 
+@pytest.mark.extended
 def test_compiled_models_go_by_their_own_names() -> None:
     model = torch.compile(Net(), backend="eager")
     model.get_submodule("blocks.0").compile(backend="eager")
@@ -179,7 +180,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.extended if "compiled" in n else ()) for n in REFUSED],
+)
 def test_refused_and_nothing_changed(name: str) -> None:
     build, rules, options, message = REFUSED[name]
     model = build()
@@ -220,6 +224,7 @@ def one_rank(tmp_path: Any) -> Any:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.extended
 def test_wrapped_and_sharded_models_are_refused(one_rank: None) -> None:
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor, init_device_mesh

@@ -11,6 +11,8 @@ import sys
 import pytest
 import timm_worker
 
+pytestmark = pytest.mark.extended
+
 
 @pytest.mark.skipif(
     importlib.util.find_spec("timm") is None,

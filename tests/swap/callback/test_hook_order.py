@@ -17,6 +17,11 @@ from hook_table import BUILT, FLAVOURS, STAGES, STRATEGIES
 CELLS = list(itertools.product(FLAVOURS, BUILT, STAGES, STRATEGIES))
 
 
+def _is_quick(cell: tuple[str, ...]) -> bool:
+    flavour, built, stage, strategy = cell
+    return strategy == "single" and flavour == FLAVOURS[0] and stage in ("resume", "test")
+
+
 def expected_events(built: str, stage: str, strategy: str) -> list[list[str | None]]:
     """Each hook in Lightning's order, with the norm that the module has by then."""
     shards, swapping = strategy == "fsdp2", stage != "load"
@@ -69,7 +74,10 @@ def outcomes(request: pytest.FixtureRequest, tmp_path: Path) -> list[dict[str, A
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("outcomes", "cell"),
-    zip(CELLS, CELLS, strict=True),
+    [
+        pytest.param(cell, cell, marks=() if _is_quick(cell) else pytest.mark.extended)
+        for cell in CELLS
+    ],
     indirect=["outcomes"],
     ids=map("/".join, CELLS),
 )

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hook_table import FLAVOURS, task
 from pytorch_lightning.callbacks import EMAWeightAveraging, ModelPruning
 from swapping import Lazy, Task, data, fit, kinds, trained, trainer
 from torch import nn
 
-import normtrain
 from normtrain import NormAware, NormSwap, kernels, load_checkpoint, swap_norms
 from normtrain.errors import RunError, UserError
 from normtrain.swap.callback.checkpoint_norms import renamed
@@ -37,8 +35,15 @@ def output(module: Any) -> torch.Tensor:
         return module.eval().net(x)
 
 
-@pytest.mark.parametrize("norm", ["rmsnorm", "adanorm:k=0.2", "layernorm-simple", "dyt"])
-@pytest.mark.parametrize("kind", [Task, Lazy, Aware, AwareLazy])
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        (Task, "rmsnorm"),
+        (Lazy, "adanorm:k=0.2"),
+        (Aware, "layernorm-simple"),
+        (AwareLazy, "dyt"),
+    ],
+)
 def test_loading(kind: Any, norm: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     wanted = output(trained(path, NormSwap(norm), task=kind()))
@@ -58,6 +63,7 @@ def test_a_checkpoint_without_norms_is_loaded_as_it_is(tmp_path: Path) -> None:
     assert kinds(load_checkpoint(Task, path)) == ["LayerNorm"]
 
 
+@pytest.mark.extended
 def test_arguments_reach_the_class_and_the_loading(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path, NormSwap("rmsnorm"), task=Task(width=5))
@@ -74,19 +80,9 @@ def test_arguments_reach_the_class_and_the_loading(tmp_path: Path) -> None:
     assert kinds(load_checkpoint(More, path, strict=False)) == ["RMSNorm"]
 
 
-@pytest.mark.parametrize("flavour", FLAVOURS)
-def test_every_flavour(flavour: str, tmp_path: Path) -> None:
-    kind = task(flavour, "init", shards=False, aware=True, swaps=False)
-    module = kind()
-    swap_norms(module, "rmsnorm")
-    checkpoint = {"state_dict": module.state_dict(), "pytorch-lightning_version": "2.6.0"}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, tmp_path / "a.ckpt")
-    assert kinds(load_checkpoint(kind, tmp_path / "a.ckpt")) == ["RMSNorm"]
-
-
-@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
-@pytest.mark.parametrize("kind", [Aware, AwareLazy])
+@pytest.mark.parametrize(
+    ("kind", "stage"), [(Aware, "fit"), (AwareLazy, "fit"), (AwareLazy, "test"), (Aware, "predict")]
+)
 def test_a_trainer_restores_them_too(kind: Any, stage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     old = trained(path, NormSwap("rmsnorm"), task=kind())
@@ -100,12 +96,24 @@ def test_a_trainer_restores_them_too(kind: Any, stage: str, tmp_path: Path) -> N
         assert torch.equal(output(again), output(old))
 
 
-def test_norms_swapped_by_hand_are_written_and_restored(tmp_path: Path) -> None:
-    path, old = tmp_path / "a.ckpt", Aware()
-    swap_norms(old, "rmsnorm")
-    trained(path, task=old)
-    assert torch.load(path, weights_only=True)["normtrain"] == {"swap": record(old)}
-    assert kinds(Aware.load_from_checkpoint(path, weights_only=True)) == ["RMSNorm"]
+@pytest.mark.parametrize("metadata", [False, True])
+def test_a_checkpoint_of_version_1_loads(metadata: bool, tmp_path: Path) -> None:
+    """There the record was the section itself, not a key of it."""
+    path = tmp_path / "a.ckpt"
+    old = trained(path, NormSwap("rmsnorm"))
+    raw = torch.load(path, weights_only=True)
+    flat = {**raw.pop("normtrain")["swap"], "version": 1}
+    if metadata:
+        raw["state_dict"]._metadata[""]["normtrain"] = flat
+    else:
+        raw["normtrain"] = flat
+    torch.save(raw, path)
+    found = load_checkpoint(Task, path)
+    assert kinds(found) == ["RMSNorm"]
+    assert torch.equal(output(found), output(old))
+    fit(Task(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=path)
+    with pytest.raises(UserError, match="saved with rmsnorm.*has adanorm"):
+        fit(Task(), NormSwap("adanorm"), max_epochs=2, ckpt_path=path)
 
 
 def test_other_norms_are_refused(tmp_path: Path) -> None:
@@ -133,6 +141,7 @@ def test_other_norms_are_refused(tmp_path: Path) -> None:
         fit(Aware(), NormSwap("rmsnorm"), max_epochs=2, ckpt_path=plain)
 
 
+@pytest.mark.extended
 def test_an_averaged_run_goes_on_without_the_callback(tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
 
@@ -171,6 +180,7 @@ def test_pruning_without_the_callback_is_refused(tmp_path: Path) -> None:
         fit(Aware(), ModelPruning("l1_unstructured"), max_epochs=2, ckpt_path=path)
 
 
+@pytest.mark.extended
 def test_compiled_parts_load_from_plain_ones_and_back(tmp_path: Path) -> None:
     class Compiled(Aware):
         def __init__(self) -> None:
@@ -249,9 +259,3 @@ def test_a_failed_load_leaves_the_class_alone(tmp_path: Path) -> None:
         load_checkpoint(Broken, path)
     assert dict(vars(Task)) == before
     assert Broken.__mro__[1] is Task
-
-
-def test_names_at_the_top() -> None:
-    assert normtrain.NormAware is NormAware
-    assert normtrain.load_checkpoint is load_checkpoint
-    assert {"NormAware", "NormSwap", "load_checkpoint"} <= set(normtrain.__all__)

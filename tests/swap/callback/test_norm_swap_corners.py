@@ -21,9 +21,9 @@ from torchmetrics import MeanMetric
 
 from normtrain import NormAware, NormSwap, load_checkpoint, swap_norms
 from normtrain.errors import UserError
-from normtrain.norms import L1BatchNorm1d, build_norm
+from normtrain.norms import L1BatchNorm1d
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.extended, pytest.mark.filterwarnings("ignore")]
 
 
 class Biasless(Task):
@@ -304,6 +304,7 @@ def test_the_report_is_of_the_model_at_hand() -> None:
     assert swap.report is None
 
 
+@pytest.mark.extended
 def test_batch_norms_are_synchronised_where_lightning_would() -> None:
     class Batched(Task):
         def __init__(self) -> None:
@@ -375,50 +376,3 @@ def test_checkpoints_of_the_lightning_cli(tmp_path: Path, monkeypatch: pytest.Mo
         assert type(found) is module.Mine  # type: ignore[attr-defined]
         assert kinds(found) == ["RMSNorm"]
     assert "on_load_checkpoint" not in vars(module.Mine)  # type: ignore[attr-defined]
-
-
-def test_weights_go_where_they_are_told(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    trained(path, NormSwap("rmsnorm"))
-    seen = []
-    load_checkpoint(Task, path, map_location=lambda storage, place: seen.append(place) or storage)
-    assert set(seen) == {"cpu"}
-
-
-def test_registries_of_classes_are_not_disturbed(tmp_path: Path) -> None:
-    made = []
-
-    class Registered(Task):
-        def __init_subclass__(cls, *, key: str) -> None:
-            made.append(key)
-
-    class Mine(Registered, key="mine"):
-        """Registered by its key."""
-
-    path = tmp_path / "a.ckpt"
-    trained(path, NormSwap("rmsnorm"), task=Mine())
-    assert kinds(load_checkpoint(Mine, path)) == ["RMSNorm"]
-    assert made == ["mine"]
-
-
-def test_a_norm_whose_parts_are_all_foreign_is_named_without_trying_it() -> None:
-    class LoudNorm(nn.Module):
-        """Can't be run at all."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.eps = nn.Parameter(torch.ones(8)), 1e-5
-
-        def forward(self, x: Tensor) -> Tensor:
-            raise AssertionError("it was run")
-
-    from normtrain.swap.norm_record import record
-
-    task = Task()
-    task.loud = LoudNorm()
-    task.own = build_norm("rmsnorm", 8)
-    assert record(task)["kept"] == {
-        "net.1": "torch.nn.LayerNorm",
-        "loud": "class LoudNorm",
-        "own": "rmsnorm",
-    }

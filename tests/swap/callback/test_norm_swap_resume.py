@@ -19,7 +19,7 @@ from pytorch_lightning.tuner import Tuner
 from swapping import InSetup, Lazy, Task, data, fit, kinds, patched, trained, trainer
 from torch import nn
 
-from normtrain import NormMonitor, NormSwap
+from normtrain import NormSwap
 from normtrain.errors import UserError
 from normtrain.swap.norm_record import record
 
@@ -43,7 +43,9 @@ def test_checkpoints_of_weights_only_say_it_too(tmp_path: Path) -> None:
         trainer(NormSwap("adanorm")).test(Task(), data(), ckpt_path=tmp_path / "a.ckpt")
 
 
-@pytest.mark.parametrize("kind", [Task, Lazy, InSetup])
+@pytest.mark.parametrize(
+    "kind", [Task, *(pytest.param(k, marks=pytest.mark.extended) for k in (Lazy, InSetup))]
+)
 def test_resuming_is_as_if_never_stopped(kind: Any, tmp_path: Path) -> None:
     def begin() -> Any:
         pl.seed_everything(5)
@@ -78,19 +80,16 @@ def test_resuming_is_as_if_never_stopped(kind: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("before", "after", "stage"),
     [
-        ("rmsnorm", "layernorm:bias=false"),  # the same keys
-        ("layernorm:bias=false", "rmsnorm"),
-        ("rmsnorm", "prmsnorm"),
-        ("adanorm", "layernorm-simple"),  # no keys
-        ("adanorm", "adanorm:k=0.2"),
-        ("rmsnorm", "rmsnorm:eps=1e-3"),
-        ("rmsnorm", "layernorm"),  # other keys
-        ("layernorm", "dyt"),
+        ("rmsnorm", "layernorm:bias=false", "fit"),  # the same keys
+        ("rmsnorm", "prmsnorm", "test"),
+        ("adanorm", "layernorm-simple", "predict"),  # no keys
+        ("adanorm", "adanorm:k=0.2", "fit"),
+        ("rmsnorm", "rmsnorm:eps=1e-3", "test"),
+        ("rmsnorm", "layernorm", "fit"),  # other keys
     ],
 )
-@pytest.mark.parametrize("stage", ["fit", "test", "predict"])
 def test_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path, NormSwap(before))
@@ -156,6 +155,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", OTHERS)
 def test_order_with_callbacks_that_hold_the_model(name: str) -> None:
     task = Task()
@@ -166,6 +166,7 @@ def test_order_with_callbacks_that_hold_the_model(name: str) -> None:
     assert kinds(task) == ["RMSNorm"]
 
 
+@pytest.mark.extended
 def test_a_frozen_norm_stays_frozen_and_an_averaged_one_is_averaged() -> None:
     task = Task()
     fit(task, NormSwap("dyt"), Freeze())
@@ -177,6 +178,7 @@ def test_a_frozen_norm_stays_frozen_and_an_averaged_one_is_averaged() -> None:
         assert patched(ema._average_model.module) == []
 
 
+@pytest.mark.extended
 def test_averaged_runs_resume_with_both_state_dicts(tmp_path: Path) -> None:
     def callbacks(norm: str = "rmsnorm") -> list[Any]:
         return [NormSwap(norm), EMAWeightAveraging(decay=0.5)]
@@ -202,6 +204,7 @@ def test_averaged_runs_resume_with_both_state_dicts(tmp_path: Path) -> None:
         fit(Task(), *callbacks("layernorm:bias=false"), max_epochs=2, ckpt_path=path)
 
 
+@pytest.mark.extended
 def test_a_callback_of_the_model_and_the_tuner() -> None:
     class Own(Task):
         def configure_callbacks(self) -> list[Any]:
@@ -216,9 +219,3 @@ def test_a_callback_of_the_model_and_the_tuner() -> None:
     Tuner(made).lr_find(task, data(), data(), num_training=5)
     assert kinds(task) == ["RMSNorm"]
     assert patched(task) == []
-
-
-def test_the_monitor_sees_the_new_norms() -> None:
-    monitor = NormMonitor(every=2)
-    fit(Task(), monitor, NormSwap("rmsnorm"))
-    assert set(monitor.last) == {"net.1"}

@@ -145,6 +145,7 @@ def test_torchs_fast_path_that_is_enabled_again_fails() -> None:
     assert statuses(check_swap(Rearmed(), "rmsnorm:bias=true", X)) == {"eval forward": "FAILED"}
 
 
+@pytest.mark.extended
 def test_a_compiled_model_is_run_eagerly() -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("compiled")
