@@ -59,9 +59,12 @@ VIETNAMESE = tuple("ăn bà có đi đó em gì họ ít là má na ở ta và x
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from normtrain.logs import show_messages
+
     patch = pytest.MonkeyPatch()
     patch.setenv("NORMTRAIN_CACHE", str(tmp_path_factory.mktemp("cache")))
     patch.setenv("HF_HUB_OFFLINE", "1")
+    show_messages()  # pytest configures logging, so nothing would be shown by default
     yield
     patch.undo()
 

@@ -142,7 +142,9 @@ def _train(
     if resume not in (None, "auto") and not Path(resume).is_dir():
         raise UserError(f"--resume {resume}: there is no such run folder")
     from normtrain import training as run
+    from normtrain.logs import show_messages
 
+    show_messages()
     if resume is None:
         assert recipe is not None
         return run.fit(recipe, out=out, **_begun(init), **machine)

@@ -5,9 +5,10 @@ from normtrain.training.checkpoint import Checkpoint, read_checkpoint
 from normtrain.training.converting import convert
 from normtrain.training.evaluating import evaluate, generate, translate
 from normtrain.training.exporting import export
-from normtrain.training.fitting import describe, fit, resume
+from normtrain.training.faults import Interrupted
+from normtrain.training.fitting import describe, fit
 from normtrain.training.importing import import_model, read_pretrained, start_recipe
-from normtrain.training.loop import Interrupted
+from normtrain.training.resuming import resume
 
 __all__ = [
     "Checkpoint",

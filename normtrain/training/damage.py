@@ -7,9 +7,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 
 from normtrain.errors import DamagedFile, RunError
+from normtrain.logs import LOGGER
 from normtrain.ranks import all_gather
 from normtrain.training.callbacks.checkpoints import link
-from normtrain.training.callbacks.progress import Say
 from normtrain.training.checkpoint import Checkpoint, read_file
 from normtrain.training.folder import RunFolder
 
@@ -26,11 +26,10 @@ class ResumeFrom(pl.Callback):
         path: the checkpoint to resume from.
         step: optimizer steps done in it.
         damaged: newer ones that cannot be read.
-        say: prints messages.
     """
 
-    def __init__(self, path: Path, step: int, damaged: list[Path], say: Say) -> None:
-        self.path, self.step, self.damaged, self.say = path, step, damaged, say
+    def __init__(self, path: Path, step: int, damaged: list[Path]) -> None:
+        self.path, self.step, self.damaged = path, step, damaged
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Compare, then rename damaged files and link the chosen one as ``last.ckpt``.
@@ -55,7 +54,7 @@ class ResumeFrom(pl.Callback):
             else:
                 file.rename(file.with_name(file.name + SUFFIX))
         names = ", ".join(file.name for file in self.damaged)
-        self.say(f"renamed, with {SUFFIX} at the end: {names}")
+        LOGGER.info(f"renamed, with {SUFFIX} at the end: {names}")
         if self.path.name != "last.ckpt":
             link(self.path, self.path.with_name("last.ckpt"))
 
@@ -65,7 +64,7 @@ def numbered(folder: RunFolder) -> list[Path]:
     return sorted(folder.checkpoints.glob("step-*.ckpt"), reverse=True)
 
 
-def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, ResumeFrom]:
+def newest_whole(folder: RunFolder) -> tuple[Checkpoint, ResumeFrom]:
     """Read the last checkpoint; where it is damaged or missing, the newest numbered whole one.
 
     Every process chooses alike, by the contents of the files. Two names of one file, as
@@ -90,8 +89,8 @@ def newest_whole(folder: RunFolder, say: Say) -> tuple[Checkpoint, ResumeFrom]:
                 reason = reason or f"{path} is damaged ({_why(error)})"
                 continue
             if reason:
-                say(f"{reason}: resuming from {path.name}")
-            return read, ResumeFrom(path, read.step, damaged, say)
+                LOGGER.info(f"{reason}: resuming from {path.name}")
+            return read, ResumeFrom(path, read.step, damaged)
     raise DamagedFile(
         f"{reason}: truncated, damaged or not a checkpoint; and no other of {folder.path} is whole"
     )

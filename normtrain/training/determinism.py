@@ -1,8 +1,7 @@
-"""What the bits of a run depend on: the mode of ``train.deterministic``, and what checkpoints note.
+"""What bitwise identity of runs depends on: ``train.deterministic`` and the environment.
 
-``docs/determinism.md`` says what is bit-equal to what. On a CPU everything this package runs gives
-the same bits each time with the same number of threads; the mode is for GPUs, some of whose
-operations add in whatever order their threads arrive.
+On a CPU everything this package runs is deterministic for a fixed number of threads; the mode is
+for GPUs, some of whose operations sum in the order in which threads arrive (docs/determinism.md).
 """
 
 from __future__ import annotations
@@ -20,26 +19,26 @@ from normtrain.errors import RunError
 
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")
-"""The settings under which NVIDIA promises that cuBLAS repeats itself."""
+"""The settings under which NVIDIA documents cuBLAS as deterministic."""
 
-# PyTorch's own words, in several places: "X does not have a deterministic implementation, but …"
+# PyTorch's message, in several places: "X does not have a deterministic implementation, but …"
 _NO_SUCH = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 @contextlib.contextmanager
 def determinism(wanted: bool) -> Iterator[None]:
-    """Let only operations run that give the same bits each time, inside of a ``with``.
+    """Allow only deterministic operations inside of a ``with``.
 
-    Unlike Lightning's ``Trainer(deterministic=True)`` it gives everything back: PyTorch's and
-    cuDNN's flags, cuDNN's attention (whose backward pass does not repeat itself) and cuBLAS's
-    workspace setting, which stays as it is where it already is one that does. Enter it before
-    anything is computed on a GPU, since cuBLAS reads its setting once in a process.
+    Unlike Lightning's ``Trainer(deterministic=True)`` it restores everything: PyTorch's and
+    cuDNN's flags, cuDNN's attention (whose backward pass is not deterministic) and cuBLAS's
+    workspace setting. Enter it before anything is computed on a GPU: cuBLAS reads its setting
+    once in a process.
 
     Args:
-        wanted: without it, nothing changes.
+        wanted: False changes nothing.
 
     Raises:
-        RunError: an operation has no version that gives the same bits each time.
+        RunError: an operation has no deterministic implementation.
     """
     if not wanted:
         yield
@@ -52,14 +51,13 @@ def determinism(wanted: bool) -> Iterator[None]:
             if (found := _NO_SUCH.search(str(error))) is None:
                 raise
             raise RunError(
-                f"{found[1]} has no version on this device that gives the same bits each time, "
-                f"which train.deterministic asks for; start a run with train.deterministic=false, "
-                f"or without what needs {found[1]}"
+                f"{found[1]} has no deterministic implementation on this device; start a run with "
+                f"train.deterministic=false, or without what needs {found[1]}"
             ) from error
 
 
 def _set_flags(back: contextlib.ExitStack) -> None:
-    """Set every flag; leaving the stack sets it to what it was."""
+    """Set every flag; leaving the stack restores it."""
     was = torch.are_deterministic_algorithms_enabled()
     warned = torch.is_deterministic_algorithms_warn_only_enabled()
     back.callback(torch.use_deterministic_algorithms, was, warn_only=warned)
@@ -77,8 +75,8 @@ def _set_flags(back: contextlib.ExitStack) -> None:
         os.environ[WORKSPACE] = WORKSPACES[0]
 
 
-def surroundings() -> dict[str, Any]:
-    """What the last bits of a run's results depend on here, plain values by name.
+def environment() -> dict[str, Any]:
+    """Return what the last bits of results depend on, plain values by name.
 
     ``kernels`` runs the norms; ``threads`` of the CPU decide how BLAS splits its sums; ``torch`` is
     the version; ``device`` a GPU's name, or the instruction set that PyTorch uses of the CPU.
@@ -95,20 +93,20 @@ def surroundings() -> dict[str, Any]:
 
 
 def changes_since(before: Mapping[str, Any]) -> Iterator[str]:
-    """What differs from the surroundings that a checkpoint notes, a line each.
+    """Yield what differs from the environment that a checkpoint records, a line each.
 
     Args:
-        before: the checkpoint's notes; what an older one lacks is passed over.
+        before: the record; what an older one lacks is passed over.
     """
     said = {
-        "kernels": "norms now run by {}, before by {}",
-        "threads": "now {} CPU threads, before {}",
-        "torch": "now torch {}, before torch {}",
-        "device": "now on {}, before on {}",
+        "kernels": "norm kernels {} instead of {}",
+        "threads": "{} CPU threads instead of {}",
+        "torch": "torch {} instead of {}",
+        "device": "device {} instead of {}",
     }
-    for name, now in surroundings().items():
+    for name, now in environment().items():
         if name == "threads" and torch.cuda.is_available():
-            continue  # a GPU does the sums
+            continue  # sums run on the GPU
         if (then := before.get(name)) is not None and then != now:
             yield f"{said[name].format(now, then)}: the last bits of results may differ"
 

@@ -1,4 +1,4 @@
-"""A run's folder: its names, its lock, and finding the one to go on with."""
+"""A run's folder: its files, its lock, and finding the one to resume."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ FOLDER_VARIABLE = "NORMTRAIN_RUN_FOLDER"
 
 
 class RunFolder:
-    """Where everything of one run lies.
+    """The files of one run.
 
     Attributes:
         path: the folder.
         recipe_file: the resolved recipe.
         metrics_file: one row a report.
         tokenizer_file: the tokenizer, as the ``tokenizers`` library reads it.
-        start_file: where the weights came from that it began with, if they weren't random.
-        machine_file: what it was started on; checkpoints say so too, once there is one.
+        start_file: origin of pretrained weights, if the run started from some.
+        launch_file: how the run was launched, as checkpoints say too.
         checkpoints: ``last.ckpt``, ``best.ckpt`` and numbered ones.
     """
 
@@ -41,7 +41,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.csv"
         self.tokenizer_file = self.path / "tokenizer.json"
         self.start_file = self.path / "init.json"
-        self.machine_file = self.path / "machine.json"
+        self.launch_file = self.path / "machine.json"
         self.checkpoints = self.path / "checkpoints"
 
     @property
@@ -55,11 +55,11 @@ class RunFolder:
         return self.checkpoints / "best.ckpt"
 
     def finish(self, step: int) -> None:
-        """Note that the run is done, after ``step`` optimizer steps."""
+        """Record that the run is done, after ``step`` optimizer steps."""
         self._status_file.write_text(json.dumps({"finished": True, "step": step}) + "\n")
 
     def finished(self) -> int | None:
-        """The step after which the run was done, or None while it isn't."""
+        """Return the step after which the run was done, or None while it is not."""
         try:
             status = json.loads(self._status_file.read_text())
         except (OSError, ValueError):
@@ -74,7 +74,7 @@ class RunFolder:
         """Read the resolved recipe.
 
         Raises:
-            ValueError: if the folder holds no run.
+            UserError: the folder holds no run.
         """
         if not self.recipe_file.is_file():
             raise UserError(f"{self.path} holds no run: there is no recipe.yaml in it")
@@ -85,8 +85,8 @@ class RunFolder:
         """Hold the folder for this process.
 
         Raises:
-            ValueError: if another process holds it.
-            RunError: if the folder can't be locked.
+            UserError: another process holds it.
+            RunError: the folder cannot be locked.
         """
         path = self.path / ".lock"
         try:
@@ -98,7 +98,7 @@ class RunFolder:
                 f"choose another folder with --out"
             ) from None
         except OSError as error:
-            raise RunError(f"can't lock {path}: {error.strerror or error}") from error
+            raise RunError(f"cannot lock {path}: {error.strerror or error}") from error
         with held:
             with contextlib.suppress(OSError):  # the disk may be full; the lock needs no content
                 path.write_text(str(os.getpid()), encoding="utf-8")
@@ -117,11 +117,11 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
         out: the folder; by default ``runs/<recipe>-<norm>-<time>``.
 
     Raises:
-        ValueError: if ``out`` already holds something.
-        RunError: if it can't be written.
+        UserError: ``out`` already holds something.
+        RunError: it cannot be written.
     """
     if out is None and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise UserError("with several processes started from outside, name the folder by --out")
+        raise UserError("several processes of another launcher need --out")
     if out is None:
         stem = f"{recipe.name}-{_slug(recipe.model.norm)}-{time.strftime('%Y%m%d-%H%M%S')}"
         out = HOME / stem
@@ -132,10 +132,10 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
     folder = RunFolder(out)
     if folder.recipe_file.exists():
         raise UserError(
-            f"{out} already holds a run; go on with it by --resume {out}, or choose another --out"
+            f"{out} already holds a run; resume it with --resume {out}, or choose another --out"
         )
     if out.is_file() or (out.is_dir() and any(p.name != ".lock" for p in out.iterdir())):
-        raise UserError(f"{out} exists and is no run's folder; choose a new or empty --out")
+        raise UserError(f"--out must be a new or empty folder, got {out}")
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         _claim(folder.recipe_file, recipes.dump(recipe))
@@ -146,37 +146,37 @@ def new_folder(recipe: Recipe, out: Path | None) -> RunFolder:
         with contextlib.suppress(OSError):
             folder.path.rmdir()  # only if nothing is in it
         raise RunError(
-            f"can't write the run folder {out}: {error.strerror}; free some space or choose "
+            f"cannot write the run folder {out}: {error.strerror}; free some space or choose "
             f"another --out"
         ) from error
     return folder
 
 
 def await_folder(out: Path | None, seconds: float = 300) -> RunFolder:
-    """The folder that the first process makes, for the others.
+    """Return the folder that rank 0 makes, on the other ranks.
 
     Args:
-        out: where it will be; processes that Lightning starts are told by the environment.
+        out: where it will be; processes that Lightning starts read the environment.
         seconds: how long to wait for it.
 
     Raises:
-        ValueError: if nothing says where it will be.
-        RunError: if it doesn't come.
+        UserError: nothing says where it will be.
+        RunError: it does not appear in time.
     """
     told = os.environ.get(FOLDER_VARIABLE)
     if told is None and out is None:
-        raise UserError("with several processes started from outside, name the folder by --out")
+        raise UserError("several processes of another launcher need --out")
     folder = RunFolder(Path(told) if told else Path(str(out)))
     deadline = time.monotonic() + seconds
     while not folder.recipe_file.exists():
         if time.monotonic() > deadline:
-            raise RunError(f"the first process made no run folder at {folder.path}")
+            raise RunError(f"rank 0 made no run folder at {folder.path}")
         time.sleep(0.05)
     return folder
 
 
 def _claim(file: Path, text: str) -> None:
-    """Write a file that must not be there yet, whole or not at all."""
+    """Write a file that must not exist yet, whole or not at all."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -186,19 +186,19 @@ def _claim(file: Path, text: str) -> None:
 
 
 def newest_run(recipe: Recipe | None, home: Path = HOME) -> RunFolder | None:
-    """The newest run folder below ``home`` that can be gone on with.
+    """Return the newest run folder below ``home`` that can be resumed.
 
     Args:
-        recipe: only runs of just this recipe; any run if None.
+        recipe: only runs of exactly this recipe; any run if None.
         home: the folder that holds run folders.
     """
     found = []
     for last in home.glob("*/checkpoints/last.ckpt"):
         folder = RunFolder(last.parent.parent)
         try:
-            theirs = folder.recipe()
+            found_recipe = folder.recipe()
         except ValueError:
             continue
-        if recipe is None or theirs == recipe:
+        if recipe is None or found_recipe == recipe:
             found.append((last.stat().st_mtime, folder))
     return max(found, key=lambda pair: pair[0])[1] if found else None

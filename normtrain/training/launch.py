@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,23 @@ class LaunchConfig(Section):
     timeout: Count = key(1800, "seconds that a process waits for an answer of the others")
     step_batches: Count = key(1, "batches of one optimizer step, over all processes")
 
+    def changed(self, **options: Any) -> LaunchConfig:
+        """Return the config with what the user said; None and False change nothing.
+
+        Args:
+            options: by the names of the keys.
+
+        Raises:
+            UserError: there are not so many devices.
+        """
+        changed = self.model_copy(update={k: value for k, value in options.items() if value})
+        check_devices(changed.devices, changed.nodes)
+        return changed
+
+    def for_new_run(self, accumulate: int) -> LaunchConfig:
+        """Return the config of a run that starts: each rank accumulates so many batches."""
+        return self.model_copy(update={"step_batches": self.processes * accumulate})
+
     @property
     def processes(self) -> int:
         """How many processes train, one a device."""
@@ -45,10 +62,10 @@ def check_devices(devices: int, nodes: int) -> None:
     """
     if torch.cuda.is_available() and devices > torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"{devices} devices were asked for, but there are {count} here")
+        raise UserError(f"--devices must be at most {count} on this machine, got {devices}")
     placed = ("RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     if nodes > 1 and not any(name in os.environ for name in placed):
         raise UserError(
-            f"{nodes} machines were asked for; start the command on each of them by "
-            f"torchrun or SLURM, which tell it which one it is"
+            f"--nodes {nodes} needs a launcher; start the command on each machine with torchrun "
+            "or SLURM"
         )

@@ -1,4 +1,4 @@
-"""One training process: its callbacks, its Trainer, its messages, and what can go wrong in it."""
+"""One training process: its callbacks, its Trainer, its messages."""
 
 from __future__ import annotations
 
@@ -15,38 +15,33 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from normtrain.config.schema import Recipe
 from normtrain.data.base import CorpusData
-from normtrain.errors import RunError, UserError, described
+from normtrain.errors import RunError
 from normtrain.files import write_text
 from normtrain.hf.pretrained import Pretrained, load_into
+from normtrain.logs import LOGGER
 from normtrain.models import norm_sites
 from normtrain.models.embedding import TokenModel
 from normtrain.ranks import is_first_process
 from normtrain.tasks.base import task_of
 from normtrain.tasks.module import TaskModule
-from normtrain.tasks.updates import BrokenUpdate
 from normtrain.training.callbacks.batches_done import BatchesDone
 from normtrain.training.callbacks.checkpoints import RunCheckpoints
 from normtrain.training.callbacks.metrics import MetricsFile, Recorder
-from normtrain.training.callbacks.progress import Say, ShowProgress
+from normtrain.training.callbacks.progress import ShowProgress
 from normtrain.training.callbacks.random_state import RandomState
-from normtrain.training.callbacks.stop import GracefulStop, StopAsked
+from normtrain.training.callbacks.stop import GracefulStop
 from normtrain.training.checkpoint import AtomicCheckpointIO, make_section
-from normtrain.training.determinism import determinism, surroundings
+from normtrain.training.determinism import determinism, environment
+from normtrain.training.faults import Faults, how_to_resume, out_of_memory
 from normtrain.training.folder import FOLDER_VARIABLE, RunFolder
 from normtrain.training.launch import LaunchConfig
 from normtrain.training.machine import keep_freed_memory, quiet_lightning, resolve_precision
 from normtrain.training.ranks_lost import Ranks
 from normtrain.training.strategies import strategy_of
 
-FAILED, INTERRUPTED = 1, 130  # exit codes, of processes that leave it to the first to speak
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM stopped the run, and it has saved itself; the message says how to go on."""
-
 
 class _Board(TensorBoardLogger):
-    """TensorBoard events without a second, empty file of settings beside them."""
+    """TensorBoard events without the empty file of hyperparameters."""
 
     def save(self) -> None:
         self.experiment.flush()
@@ -60,10 +55,9 @@ class TrainingRun:
         folder: where everything goes.
         data: set up for fitting.
         launch: how it is launched.
-        say: prints messages.
-        pretrained: the weights it begins with; None takes random ones.
-        origin: where the weights came from that its checkpoint began with.
-        ahead: callbacks ahead of its own.
+        pretrained: the weights it starts from; None starts from random ones.
+        origin: of the weights that the resumed run started from.
+        ahead: callbacks that run before its own.
         checkpoint_io: holds the checkpoint that is resumed.
     """
 
@@ -73,7 +67,6 @@ class TrainingRun:
         folder: RunFolder,
         data: CorpusData,
         launch: LaunchConfig,
-        say: Say,
         *,
         pretrained: Pretrained | None = None,
         origin: dict[str, str] | None = None,
@@ -85,7 +78,7 @@ class TrainingRun:
         self.pretrained = pretrained
         self.origin = origin if pretrained is None else pretrained.origin
         self.recipe, self.folder, self.data = recipe, folder, data
-        self.launch, self.say = launch, say
+        self.launch = launch
         self.task = task_of(recipe)
         self.random_state = RandomState()
         self.metrics = MetricsFile(folder.metrics_file, self.task.metrics)
@@ -94,19 +87,19 @@ class TrainingRun:
         """Train to the end, holding the folder's lock.
 
         Args:
-            checkpoint: what to go on from; None begins.
+            checkpoint: what to resume from; None starts.
             step: optimizer steps done in it.
 
         Raises:
-            ValueError: if another process holds the folder.
-            RunError: if the run can't go on.
+            UserError: another process holds the folder.
+            RunError: the run cannot continue.
             Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
         """
         with determinism(self.recipe.train.deterministic):
             self._train(checkpoint, step)
 
     def _train(self, checkpoint: Path | None, step: int) -> None:
-        if not is_first_process():  # the first one holds the lock
+        if not is_first_process():  # rank 0 holds the lock
             self._loop(checkpoint, step)
             return
         with self.folder.locked():
@@ -121,48 +114,20 @@ class TrainingRun:
         keep_freed_memory()
         pl.seed_everything(self.recipe.train.seed, verbose=False)
         task = self._task()
-        begun = "" if checkpoint is not None else self._begin(task)
+        loaded = "" if checkpoint is not None else self._load_pretrained(task)
         self._write_tokenizer()
         self.metrics.cut(step)
         trainer = self._trainer(step)
-        ranks = Ranks(trainer, self.launch.timeout, self._how_to_go_on)
-        self._announce(task, begun)
-        try:
+        ranks = Ranks(trainer, self.launch.timeout, how_to_resume(self.folder))
+        self._log_start(task, loaded)
+        faults = Faults(self.recipe, self.folder, task, ranks, checkpoint, self.random_state)
+        with faults.reported():
             trainer.fit(task, datamodule=self.data, ckpt_path=checkpoint, weights_only=True)
-        except StopAsked as stop:
-            if not is_first_process():  # which has said it
-                raise SystemExit(INTERRUPTED) from stop
-            raise Interrupted(f"{stop}; {self._how_to_go_on}") from stop
-        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning exits on a bare Ctrl-C
-            raise Interrupted(
-                f"stopped at once, without saving; {self._how_to_go_on}, from its last checkpoint"
-            ) from stop
-        except BrokenUpdate as broken:
-            if not is_first_process():
-                raise SystemExit(FAILED) from broken
-            raise RunError(f"{broken} ({self._last_good})") from broken
-        except OSError as error:
-            raise RunError(
-                f"could not write {self.folder.path}: {error.strerror or error}; free some space, "
-                f"then {self._how_to_go_on}"
-            ) from error
-        except (UserError, RunError):
-            raise
-        except Exception as error:
-            worded = ranks.error(error) or self._worded(error, task)
-            if worded is None and checkpoint is not None and not self.random_state.begun:
-                worded = RunError(
-                    f"can't go on from {checkpoint}: its training state does not fit "
-                    f"({described(error)}); use an earlier checkpoint of the run"
-                )
-            if worded is None:
-                raise
-            raise worded from error
         if trainer.is_global_zero:
             self.folder.finish(trainer.global_step)
 
     def _task(self) -> TaskModule:
-        """What trains, with random weights."""
+        """Build what trains, with random weights."""
         try:
             return self.task.module(
                 self.recipe,
@@ -171,34 +136,15 @@ class TrainingRun:
                 step_batches=self.launch.step_batches,
             )
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             raise RunError(
                 "out of memory building the model; lower model.d_model, model.d_ff or "
                 "model.max_positions"
             ) from error
 
-    def _worded(self, error: BaseException, task: TaskModule) -> RunError | None:
-        """What a failure means for a person, where that is known."""
-        if "DataLoader worker" in str(error):
-            return RunError(
-                f"a process that prepares batches was killed, or ran out of memory (there are "
-                f"data.workers of them); {self._how_to_go_on}, from its last checkpoint"
-            )
-        return RunError(_memory_advice(task, self.recipe)) if _out_of_memory(error) else None
-
-    @property
-    def _last_good(self) -> str:
-        """The newest checkpoint, which `fit --resume` goes on from."""
-        newest = max(self.folder.checkpoints.glob("step-*.ckpt"), default=None)
-        return f"the last good checkpoint is {newest}" if newest else "nothing was saved yet"
-
-    @property
-    def _how_to_go_on(self) -> str:
-        return f"go on with: normtrain fit --resume {self.folder.path}"
-
-    def _begin(self, task: TaskModule) -> str:
-        """Put the pretrained weights in, if there are any; says which."""
+    def _load_pretrained(self, task: TaskModule) -> str:
+        """Load the pretrained weights, if there are any; return what was loaded."""
         if self.pretrained is None:
             return ""
         report = load_into(task.model, self.pretrained.weights)
@@ -240,7 +186,7 @@ class TrainingRun:
         recorder = Recorder(train.log_every, self.launch.accumulate)
         callbacks: list[pl.Callback] = [*self.ahead, self.random_state, BatchesDone(), recorder]
         if train.ema is not None:
-            # Not the buffers: averaging rounds the fixed position tables, which no checkpoint has.
+            # Averaging buffers would round the position tables, which no checkpoint has.
             callbacks.append(EMAWeightAveraging(decay=train.ema, use_buffers=False))
         best = self.task.best(self.recipe)
         if train.patience is not None:
@@ -256,9 +202,9 @@ class TrainingRun:
         )
         return [
             *callbacks,
-            ShowProgress(train.max_steps, recorder, self.say, self.task),
+            ShowProgress(train.max_steps, recorder, self.task),
             checkpoints,
-            GracefulStop(checkpoints, self.say),
+            GracefulStop(checkpoints),
         ]
 
     def _section(self, model: TokenModel) -> dict[str, Any]:
@@ -266,23 +212,23 @@ class TrainingRun:
         parts = {
             "data": self.data.corpus.provenance,
             "launch": self.launch,
-            "environment": surroundings(),
+            "environment": environment(),
         }
         if self.origin is not None:
             parts["init"] = self.origin
         return make_section(self.recipe, self.data.tokenizer, model, **parts).plain()
 
-    def _announce(self, task: TaskModule, begun: str) -> None:
-        for line in [*self.data.report, size_line(task.model), *begun.splitlines()]:
-            self.say(line)
+    def _log_start(self, task: TaskModule, loaded: str) -> None:
+        for line in [*self.data.report, size_line(task.model), *loaded.splitlines()]:
+            LOGGER.info(line)
         precision = self.recipe.train.precision
         cuda = torch.cuda.is_available()
         where = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
-        self.say(f"training in {precision} on {where}; run folder {self.folder.path}")
+        LOGGER.info(f"training in {precision} on {where}; run folder {self.folder.path}")
 
 
 def size_line(model: TokenModel) -> str:
-    """A model's parameters and norms, in one line."""
+    """Return a model's parameters and norms in one line."""
     norms: dict[str, int] = {}
     for name in norm_sites(model):
         spec = str(model.norms.spec_for(name))
@@ -292,31 +238,15 @@ def size_line(model: TokenModel) -> str:
     return f"model: {parameters:,} parameters; norms: {shown}"
 
 
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text
-
-
-def _memory_advice(task: TaskModule, recipe: Recipe) -> str:
-    shapes = ", ".join(f"{name} {shape}" for name, shape in task.batch_shape.items())
-    way = "" if recipe.train.activation_checkpointing else ", or set train.activation_checkpointing"
-    return (
-        f"out of memory on a batch of shape {shapes or '(none yet)'}; lower data.max_tokens "
-        f"(now {recipe.data.max_tokens}) and raise optim.accumulate to keep the update's size{way}"
-    )
-
-
 def _quiet() -> None:
-    """Silence Lightning's remarks on what is meant here as it is."""
+    """Silence Lightning's warnings about what is intended here."""
     quiet_lightning()
     for message in (
         ".*does not have many workers.*",
         ".*litmodels.*",
         ".*isinstance.treespec.*",
         ".*Checkpoint directory.*exists and is not empty.*",
-        ".*WeightAveraging callback with a model that overrides.*",  # refused with sharded layers
-        ".*FSDP2-wrapped module.*returned a view tensor.*",  # nothing here changes one in place
+        ".*WeightAveraging callback with a model that overrides.*",  # refused with FSDP2
+        ".*FSDP2-wrapped module.*returned a view tensor.*",  # no code here changes one in place
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -15,19 +15,19 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def quiet_lightning() -> None:
-    """Silence Lightning's remarks on what it starts; import it first, which sets the level."""
+    """Silence Lightning's remarks; import it first, since the import sets the level."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for reuse instead of handing it back to the system.
+    """Make glibc keep freed memory for reuse instead of returning it to the system.
 
-    A training step frees and asks for the same large blocks again and again; by default each
+    A training step frees and allocates the same large blocks again and again; by default each
     time costs page faults for the whole block.
 
     Returns:
-        Whether the C library understood (it is glibc on Linux).
+        Whether the C library supports it (glibc on Linux).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -41,16 +41,16 @@ def keep_freed_memory() -> bool:
 
 
 def check_room(parameters: int) -> None:
-    """See that this machine can hold a model's training: weights, gradients, AdamW's two moments.
+    """Check that the memory holds a model's training: weights, gradients, two moments.
 
     Raises:
-        RunError: it can't, whatever the batches are.
+        RunError: it does not, whatever the batches are.
     """
     if torch.cuda.is_available():
         there, where = torch.cuda.get_device_properties(0).total_memory, "this GPU"
     else:
         there, where = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "this machine"
-    # bf16-true halves each of the four; sharding is no strategy here.
+    # bf16-true halves each of the four; sharding is left out of account.
     if (least := parameters * 4 * 2) > there:
         raise RunError(
             f"{parameters:,} parameters take at least {least / 1e9:,.0f} GB to train, and {where} "
@@ -60,7 +60,7 @@ def check_room(parameters: int) -> None:
 
 
 def resolve_precision(asked: str) -> tuple[str, str]:
-    """Turn ``"auto"`` into a precision of this machine.
+    """Choose the precision of ``"auto"`` for this machine.
 
     Args:
         asked: the recipe's ``train.precision``.

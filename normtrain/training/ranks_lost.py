@@ -72,11 +72,11 @@ class Ranks:
     Args:
         trainer: about to fit.
         timeout: seconds to wait for another process's answer.
-        how_to_go_on: the end of every message.
+        how_to_resume: the end of every message.
     """
 
-    def __init__(self, trainer: pl.Trainer, timeout: int, how_to_go_on: str) -> None:
-        self.timeout, self.how_to_go_on = timeout, how_to_go_on
+    def __init__(self, trainer: pl.Trainer, timeout: int, how_to_resume: str) -> None:
+        self.timeout, self.how_to_resume = timeout, how_to_resume
         self.launcher: _Launcher | None = None
         self.alone = trainer.world_size == 1
         strategy: Any = trainer.strategy
@@ -103,7 +103,7 @@ class Ranks:
         if hung:
             return RunError(
                 f"no answer from another process for {self.timeout} s (--timeout): it hangs, or "
-                f"its machine or the network does; {self.how_to_go_on}, from its last checkpoint"
+                f"its machine or the network does; {self.how_to_resume}, from its last checkpoint"
             )
         return RunError(self._ended(self.launcher.loss if self.launcher else None))
 
@@ -111,7 +111,7 @@ class Ranks:
         """The message on a process that is gone."""
         return (
             f"{who or 'another process of the run'} has ended, so this one stopped; a message of "
-            f"its own would stand above; {self.how_to_go_on}, from its last checkpoint"
+            f"its own would stand above; {self.how_to_resume}, from its last checkpoint"
         )
 
 

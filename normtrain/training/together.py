@@ -1,4 +1,4 @@
-"""Evaluation by several processes, each on its share."""
+"""Evaluate on several ranks, each on its share."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from normtrain.training.machine import quiet_lightning
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which process this is, of how many, and on which device it computes."""
+class RankContext:
+    """The rank of this process, the number of ranks, and the device it computes on."""
 
     rank: int
     world: int
@@ -23,27 +23,27 @@ class Place:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this rank writes and prints."""
         return self.rank == 0
 
 
 @contextlib.contextmanager
-def together(devices: int | None = None, nodes: int | None = None) -> Iterator[Place]:
-    """Start the other processes, or meet those that torchrun or SLURM has started.
+def together(devices: int | None = None, nodes: int | None = None) -> Iterator[RankContext]:
+    """Start the other ranks, or join those that torchrun or SLURM has started.
 
-    Processes that are started here run the command line again, as those of a training do.
+    Ranks that are started here run the command line again, as in training.
 
     Args:
         devices: devices of each machine; by default one.
         nodes: machines; by default one.
 
     Raises:
-        ValueError: there are not so many devices, or machines without a launcher.
+        UserError: there are not so many devices, or several machines without a launcher.
     """
     devices, nodes = devices or 1, nodes or 1
     check_devices(devices, nodes)
     if devices * nodes == 1:
-        yield Place(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        yield RankContext(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return
     from lightning_fabric import Fabric
 
@@ -51,7 +51,7 @@ def together(devices: int | None = None, nodes: int | None = None) -> Iterator[P
     fabric = Fabric(accelerator="auto", devices=devices, num_nodes=nodes, strategy="ddp")
     fabric.launch()
     try:
-        yield Place(fabric.global_rank, fabric.world_size, fabric.device)
+        yield RankContext(fabric.global_rank, fabric.world_size, fabric.device)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 from collections.abc import Iterable
@@ -81,11 +80,10 @@ class Stock:
     def _run(self, task: str, name: str, **changes: Any) -> Path:
         from normtrain.config.recipe import resolve
         from normtrain.training import fit
-        from normtrain.training.callbacks.progress import Say
 
         settings = quick_settings(task, **changes)
         recipe = resolve(RECIPES[task], data=str(self.corpora[task]), overrides=settings)
-        return fit(recipe, out=self.home / "runs" / name, say=Say(io.StringIO()))
+        return fit(recipe, out=self.home / "runs" / name)
 
     def _export(self, run: str, form: str) -> Path:
         from normtrain.training import export

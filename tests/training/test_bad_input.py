@@ -33,9 +33,9 @@ Command = Callable[..., Result]
         ("--set model.dmodel=3", ["unknown key 'model.dmodel'", "model.d_model"]),
         ("--set dropuot=0.3", ["unknown key 'dropuot'", "model.dropout"]),
         ("--set model.heads=3", ["heads"]),
-        ("--set model.dropout=1.5", ["model.dropout is 1.5"]),
+        ("--set model.dropout=1.5", ["model.dropout must be", "1.5"]),
         ("--set data.vocab_size=100", ["vocab_size", "300"]),
-        ("--set data.workers=-1", ["data.workers is -1"]),
+        ("--set data.workers=-1", ["data.workers must be", "-1"]),
         ("--data phrasebok", ["phrasebok", "phrasebook"]),
         ("--data nowhere/at/all", ["nowhere/at/all not found"]),
     ],
@@ -229,7 +229,7 @@ def test_resume_with_a_changed_recipe_shows_the_difference(command: Command, cop
     result = command("fit", "--resume", copy, *words)
     assert_misuse(
         result,
-        "goes on only with its own",
+        "resumes only with its own",
         "model.norm: rmsnorm → layernorm",
         "optim.lr: 0.02 → 0.5",
         "train.seed: 1 → 7",
@@ -256,11 +256,11 @@ def test_resume_auto_starts_and_goes_on(command: Command, corpus_folder: Path) -
     sizes = tiny_settings(train_max_steps=4, train_val_every=4)
     settings = [word for setting in sizes for word in ("--set", setting)]
     words = ("fit", "--resume", "auto", "--recipe", "envi", "--data", corpus_folder, *settings)
-    assert_misuse(command("fit", "--resume", "auto"), "no run to go on with", "--recipe")
+    assert_misuse(command("fit", "--resume", "auto"), "no run to resume", "--recipe")
     assert_nothing_left(Path.cwd())
     first = command(*words)
     assert first.exit_code == 0, first.stderr
-    assert "no run to go on with: starting one" in first.stderr
+    assert "no run to resume: starting one" in first.stderr
     run = Path(first.stdout.strip())
     assert run.is_dir()
     (run / "status.json").unlink()

@@ -33,7 +33,7 @@ def test_out_onto_something_that_is_there(
     assert_misuse(result, "already holds a run", f"--resume {copy}")
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
     result = command(*fit_words(corpus_folder, corpus_folder))
-    assert_misuse(result, "no run's folder")
+    assert_misuse(result, "--out must be a new or empty folder")
     (tmp_path / "file").write_text("mine")
     assert_misuse(command(*fit_words(corpus_folder, tmp_path / "file")), "is a file")
     assert (tmp_path / "file").read_text() == "mine"

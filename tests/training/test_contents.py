@@ -168,7 +168,7 @@ def test_a_state_that_lightning_can_not_take_up_is_a_failure_in_a_line(
     path = edit(run, lambda raw: raw["callbacks"]["RunCheckpoints"].pop("best_value"))
     before = path.read_bytes()
     result = command("fit", "--resume", run)
-    assert_failure(result, "can't go on from", "KeyError: 'best_value'", "earlier checkpoint")
+    assert_failure(result, "cannot resume from", "KeyError: 'best_value'", "earlier checkpoint")
     assert path.read_bytes() == before
 
 

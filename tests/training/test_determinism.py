@@ -19,7 +19,12 @@ from normtrain.tasks.language import module as language
 from normtrain.tasks.translation import module as translation
 from normtrain.training import determinism as module
 from normtrain.training import fit, resume
-from normtrain.training.determinism import WORKSPACE, changes_since, determinism, surroundings
+from normtrain.training.determinism import (
+    WORKSPACE,
+    changes_since,
+    determinism,
+    environment,
+)
 
 DROPOUTS = {"model_dropout": 0.2, "model_attention_dropout": 0.1}
 
@@ -115,14 +120,14 @@ def test_an_operation_that_can_not_repeat_itself_is_named(
 ) -> None:
     losses_watched(monkeypatch, refuse)
     before = flags()
-    with pytest.raises(RunError, match=r"^cumsum_cuda_kernel has no version .*deterministic=false"):
+    with pytest.raises(RunError, match=r"^cumsum_cuda_kernel has no .*deterministic=false"):
         fit(recipe_of(train_deterministic="true"), out=tmp_path / "run")
     assert flags() == before
 
 
 def test_torch_still_words_it_so() -> None:
     """A real one: the operations that have no such version on a CPU either."""
-    with pytest.raises(RunError, match=r"^put_ has no version"), determinism(True):
+    with pytest.raises(RunError, match=r"^put_ has no deterministic"), determinism(True):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)
 
 
@@ -141,22 +146,22 @@ def test_checkpoints_note_what_bits_depend_on(
     last = run / "checkpoints" / "last.ckpt"
     noted = torch.load(last, weights_only=True)["normtrain"]
     assert noted["threads"] == torch.get_num_threads()
-    assert noted.items() >= surroundings().items()
-    here = surroundings()
+    assert noted.items() >= environment().items()
+    here = environment()
     for number, changes in enumerate([{}, {"threads": 64}, {"torch": "9.1.0", "device": "a GPU"}]):
         again = rewound(run, 11, tmp_path / f"again-{number}")
-        monkeypatch.setattr(module, "surroundings", lambda changes=changes: here | changes)
+        monkeypatch.setattr(module, "environment", lambda changes=changes: here | changes)
         capsys.readouterr()
         resume(again)
         said = [line for line in capsys.readouterr().err.splitlines() if "last bits" in line]
         assert len(said) == len(changes)
         if "threads" in changes:
-            assert f"now 64 CPU threads, before {here['threads']}" in said[0]
+            assert f"64 CPU threads instead of {here['threads']}" in said[0]
 
 
 def test_older_checkpoints_note_less() -> None:
     assert list(changes_since({})) == []
-    assert list(changes_since({"kernels": surroundings()["kernels"]})) == []
+    assert list(changes_since({"kernels": environment()["kernels"]})) == []
 
 
 def test_recipes_from_before_the_keys_load(recipe_of: Callable[..., Any], tmp_path: Path) -> None:

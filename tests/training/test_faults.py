@@ -140,7 +140,7 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(
     from normtrain.training import damage
 
     monkeypatch.setattr(damage, "all_gather", lambda step: [step, 7])
-    begin = ResumeFrom(tmp_path / "step-00000008.ckpt", 8, [], say=lambda text: None)  # type: ignore[arg-type]
+    begin = ResumeFrom(tmp_path / "step-00000008.ckpt", 8, [])  # type: ignore[arg-type]
     with pytest.raises(RunError, match="of steps 8, 7"):
         begin.setup(None, None, "fit")  # type: ignore[arg-type]
 

@@ -264,7 +264,7 @@ def test_text_that_changed_is_refused_on_resume(
         resume(run)
 
 
-def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
+def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
     tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = translation.training_loss, []
@@ -277,7 +277,7 @@ def test_a_second_ctrl_c_stops_at_once_and_says_how_to_go_on(
         return real(*args, **options)
 
     monkeypatch.setattr(translation, "training_loss", twice)
-    with pytest.raises(Interrupted, match=r"at once, without saving; go on with: .*--resume"):
+    with pytest.raises(Interrupted, match=r"at once, without saving; resume with: .*--resume"):
         fit(tiny_recipe(), out=tmp_path / "run")
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 2

@@ -218,9 +218,10 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
             assert losses(again) == pytest.approx(losses(run), rel=1e-6)
             said = Path(f"{again}.log.0").read_text()
             assert all(
-                "going on" not in (Path(f"{again}.log.{i}").read_text()) for i in range(1, ranks)
+                "resuming from" not in (Path(f"{again}.log.{i}").read_text())
+                for i in range(1, ranks)
             )
-            assert f"{ranks} processes go on, before it were 2" in said
+            assert f"{ranks} ranks instead of 2" in said
     # And from one process to two: the second half of every update is the other rank's.
     one = fit(tiny_language(**dry | {"optim_accumulate": 4}), out=tmp_path / "one")
     again = stopped_at(one, 4, tmp_path / "one-on-2")

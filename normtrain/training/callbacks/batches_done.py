@@ -1,4 +1,4 @@
-"""Counts of batches in checkpoints, put right where a run goes on with other processes."""
+"""Correct the batch counts of a checkpoint for another number of ranks."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ _PROGRESS = "epoch_loop.batch_progress"
 
 
 class BatchesDone(pl.Callback):
-    """Makes Lightning's counts of batches those of this run's processes.
+    """Corrects Lightning's batch counts when a run resumes on another number of ranks.
 
-    Lightning counts the batches of one process, and by that count accumulates gradients and
-    validates. A run that goes on with another number of processes takes fewer or more batches a
-    process to each optimizer step.
+    Lightning counts the batches of one rank, and accumulates gradients and validates by that count.
+    With another number of ranks, an optimizer step takes another number of batches a rank.
     """
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Rewrite the counts before the loops read them; checkpoints lie between two updates."""
+        """Rewrite the counts before the loops read them; a checkpoint lies between two steps."""
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"][_PROGRESS]
         if progress["current"]["ready"] == done:

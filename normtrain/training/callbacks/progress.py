@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from typing import Any, TextIO
+from typing import Any
 
 import pytorch_lightning as pl
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from normtrain.ranks import is_first_process
+from normtrain.logs import LOGGER, console
 from normtrain.tasks.base import Task
 from normtrain.training.callbacks.metrics import Recorder
 
@@ -22,34 +20,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Say:
-    """Prints messages to stderr, above the bar where there is one; of several processes one does.
-
-    Args:
-        stream: where to; the bar appears only if it is a terminal.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
-
-    def __call__(self, message: str) -> None:
-        """Print one message, taken literally."""
-        if is_first_process():
-            self.console.print(message, markup=False, highlight=False)
-
-
 class ShowProgress(pl.Callback):
     """Steps done, loss, tokens a second, time left; after a validation what it found.
 
     Args:
         max_steps: the run's last step.
         recorder: knows the latest numbers.
-        say: prints.
         known: the task, which knows how its metrics are logged.
     """
 
-    def __init__(self, max_steps: int, recorder: Recorder, say: Say, known: Task) -> None:
-        self.max_steps, self.recorder, self.say, self.known = max_steps, recorder, say, known
+    def __init__(self, max_steps: int, recorder: Recorder, known: Task) -> None:
+        self.max_steps, self.recorder, self.known = max_steps, recorder, known
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self._first: tuple[int, float] | None = None
@@ -58,13 +39,13 @@ class ShowProgress(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar on a terminal."""
         self._first, self._shown = (trainer.global_step, time.monotonic()), trainer.global_step
-        if not trainer.is_global_zero or not self.say.console.is_terminal:
+        if not trainer.is_global_zero or not console().is_terminal:
             return
         self.bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=30),
             TextColumn("{task.description}"),
-            console=self.say.console,
+            console=console(),
             transient=True,
         )
         self.bar.start()
@@ -81,7 +62,7 @@ class ShowProgress(pl.Callback):
         if self.bar is not None:
             self.bar.update(self.task, completed=step, description=self._line(step))
         elif step % (10 * self.recorder.log_every) == 0 or step == self.max_steps:
-            self.say(f"step {step}/{self.max_steps}  {self._line(step)}")
+            LOGGER.info(f"step {step}/{self.max_steps}  {self._line(step)}")
 
     def _line(self, step: int) -> str:
         last = self.recorder.last
@@ -104,9 +85,9 @@ class ShowProgress(pl.Callback):
             return
         found = [self.known.metric(name).log.format(value)
                  for name, value in pl_module.validation.items()]  # fmt: skip
-        self.say(f"step {trainer.global_step}: validation {', '.join(found)}")
+        LOGGER.info(f"step {trainer.global_step}: validation {', '.join(found)}")
         for sample in pl_module.samples:
-            self.say(sample)
+            LOGGER.info(sample)
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, say how to go on."""
+"""Stop on Ctrl-C and SIGTERM: finish the step and save."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
+from normtrain.logs import LOGGER
 from normtrain.training.callbacks.checkpoints import RunCheckpoints
 
 
 class StopAsked(Exception):
-    """The run was asked to stop and has saved itself; raised through Lightning's loop.
+    """The run was asked to stop and was saved; raised through Lightning's loop.
 
     Attributes:
         signum: the signal that asked.
@@ -37,27 +37,26 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class GracefulStop(pl.Callback):
     """On Ctrl-C, SIGTERM or SIGUSR1, saves after the running step; a second Ctrl-C stops at once.
 
-    It doesn't matter which process gets the signal; several ask one another every two seconds. A
-    second SIGTERM changes nothing: SLURM and torchrun each send one to the same process. So does
-    torchrun with Ctrl-C, which is why there is no stopping at once under it.
+    Any rank may get the signal; ranks exchange it about every two seconds. A second SIGTERM changes
+    nothing: SLURM and torchrun each send one to the same process. torchrun repeats Ctrl-C too, so
+    under it a second Ctrl-C does not stop at once.
 
     Args:
         checkpoints: the callback that saves.
-        say: where messages go.
     """
 
-    def __init__(self, checkpoints: RunCheckpoints, say: Callable[[str], None]) -> None:
-        self.checkpoints, self.say = checkpoints, say
+    def __init__(self, checkpoints: RunCheckpoints) -> None:
+        self.checkpoints = checkpoints
         self.asked: int | None = None
         self._before: dict[int, Any] = {}
         self._ask_at, self._last = 0, (0, 0.0)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take the signals over; those that come before the first step are heeded after it."""
+        """Install the handlers; a signal before the first step stops after it."""
         self._take()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signals back from Lightning, should it have put its own handlers on."""
+        """Install the handlers again, in case Lightning has installed its own."""
         self._take()
         self._ask_at, self._last = trainer.global_step, (trainer.global_step, time.monotonic())
 
@@ -70,7 +69,7 @@ class GracefulStop(pl.Callback):
     def _ask(self, signum: int, frame: FrameType | None) -> None:
         if self.asked is None:
             self.asked = signum
-            self.say("stopping: saving after this step (Ctrl-C again to stop without saving)")
+            LOGGER.info("stopping: saving after this step (Ctrl-C again to stop without saving)")
         elif signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
 
@@ -91,7 +90,7 @@ class GracefulStop(pl.Callback):
         step = trainer.global_step
         if trainer.fit_loop._should_accumulate():
             return
-        # Asking all ranks makes them wait for one another: not at every step.
+        # An exchange makes ranks wait for each other: not at every step.
         if trainer.world_size > 1 and step < self._ask_at:
             return
         if self._everyone_asked(trainer) is None:
@@ -102,14 +101,14 @@ class GracefulStop(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save and stop after a validation that was running or due."""
         if trainer.state.fn == "fit" and self._everyone_asked(trainer) is not None:
-            # Lightning calls callbacks that save last, so this one has yet to judge the score.
+            # Lightning calls checkpoint callbacks last, so this one has not seen the score yet.
             self.checkpoints.on_validation_end(trainer, pl_module)
             self._stop(trainer)
 
     def _everyone_asked(self, trainer: pl.Trainer) -> int | None:
         if trainer.world_size == 1:
             return self.asked
-        # Ranks must stop at the same step, or the others wait for ever.
+        # Ranks must stop at the same step, or the others wait forever.
         step, now = trainer.global_step, time.monotonic()
         pace = (now - self._last[1]) / max(1, step - self._last[0])
         wait = min(MOST_STEPS, max(1, int(SECONDS_BETWEEN_ASKING / max(1e-6, pace))))
@@ -124,11 +123,11 @@ class GracefulStop(pl.Callback):
         raise StopAsked(self.asked or signal.SIGTERM, trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._restore()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._restore()

@@ -187,7 +187,7 @@ def test_a_stop_asked_for_during_validation_counts_its_score(tmp_path: Path) -> 
     checkpoints = callback(tmp_path)
     trainer: Any = Trainer(checkpoints)
     trainer.train({5: 1.0}, until=9)
-    stop = GracefulStop(checkpoints, lambda message: None)
+    stop = GracefulStop(checkpoints)
     trainer.global_step = 10
     checkpoints.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
     stop._ask(signal.SIGTERM, None)
@@ -204,7 +204,7 @@ def test_a_stop_between_validations_saves_that_step(tmp_path: Path) -> None:
     checkpoints = callback(tmp_path, every=100)
     trainer: Any = Trainer(checkpoints)
     trainer.train({}, until=7)
-    stop = GracefulStop(checkpoints, lambda message: None)
+    stop = GracefulStop(checkpoints)
     stop.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
     assert not (tmp_path / "checkpoints").exists()
     stop._ask(signal.SIGINT, None)
