@@ -18,7 +18,7 @@ import torch
 from test_resume import rows, weights
 
 from normtrain.training import average, convert, evaluate, export, read_checkpoint, resume
-from normtrain.training.determinism import surroundings
+from normtrain.training.determinism import environment
 
 V1 = Path(__file__).parent / "v1"
 SCORES = {"translation": "bleu", "language": "perplexity"}
@@ -50,7 +50,7 @@ def expected(task: str) -> dict[str, Any]:
 
 def same_bits(run: Path) -> bool:
     """Whether this machine computes what the machine that wrote the run computed, to the bit."""
-    now, then = surroundings(), read_checkpoint(run).section.environment
+    now, then = environment(), read_checkpoint(run).section.environment
     return all(now[key] == getattr(then, key) for key in ("torch", "device", "kernels"))
 
 
