@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from normtrain.kernels.rows import Numbers
+from normtrain.kernels.table import Scalars
 
 EPS = 1e-5
 KINDS = ("layer", "rms", "ada", "detach")
@@ -90,15 +90,15 @@ def own_arm(kind: str, side: str, weight: Tensor, bias: Tensor) -> Arm:
     from normtrain.kernels import triton as launch
 
     d = weight.shape[0]
-    numbers = Numbers(EPS, d if kind == "rms" else 0, 1.0, 0.1)
+    scalars = Scalars(EPS, d if kind == "rms" else 0, 1.0, 0.1)
     bare = kind in ("ada", "detach")
     given = (None, None, None) if bare else (weight, None if kind == "rms" else bias, None)
 
     def make(x: Tensor, g: Tensor, out: Tensor) -> Call:
         if side == "forward":
-            return lambda: launch.forward(kind, x, *given, numbers)
-        stats = launch.forward(kind, x, *given, numbers)[1]
-        return lambda: launch.backward(kind, g, x, *given, stats, numbers)
+            return lambda: launch.BACKEND.forward(kind, x, *given, scalars)
+        stats = launch.BACKEND.forward(kind, x, *given, scalars)[1]
+        return lambda: launch.BACKEND.backward(kind, g, x, *given, stats, scalars)
 
     return make
 

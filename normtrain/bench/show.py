@@ -1,11 +1,11 @@
-"""The results of `normtrain.bench.norms` as a table and as a picture."""
+"""The results of `normtrain.bench.measure` as a table and as a picture."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from normtrain.bench.norms import LAYER_NORM, Row
+from normtrain.bench.measure import LAYER_NORM, Row
 from normtrain.errors import UserError
 
 HEADING = (

@@ -55,22 +55,21 @@ def bench_norms(
     """
     import torch
 
-    from normtrain.bench import norms as measuring
-    from normtrain.bench import show
+    from normtrain.bench import measure, show
     from normtrain.training.machine import keep_freed_memory
 
     others = {"device": device, "rounds": rounds, "seconds": seconds, "inductor": inductor}
-    wanted = measuring.settings(norms, backends, dtypes, shapes, **others)
+    wanted = measure.settings(norms, backends, dtypes, shapes, **others)
     if threads is not None:
         torch.set_num_threads(threads)
     kept = keep_freed_memory()
     rows = []
-    for row in measuring.measure(wanted):
+    for row in measure.measure(wanted):
         rows.append(row)
         click.echo(f"{row.rows}×{row.dim} {row.dtype}: {row.arm}", err=True)
-    facts = measuring.versions(device) | {"freed_memory_kept": kept, "rounds": rounds}
+    facts = measure.versions(device) | {"freed_memory_kept": kept, "rounds": rounds}
     if as_json:
-        click.echo(json.dumps({**facts, "rows": [measuring.as_plain(row) for row in rows]}))
+        click.echo(json.dumps({**facts, "rows": [measure.as_plain(row) for row in rows]}))
     else:
         click.echo("\n".join(show.lines(rows)))
         click.echo("\n" + ", ".join(f"{key}: {value}" for key, value in facts.items()))

@@ -62,7 +62,7 @@ def list_norms() -> None:
 @debug_option
 def show_norm(name: str) -> None:
     """One norm: what it does, when to use it, its formula, options and paper."""
-    from normtrain.bench.norms import what_runs
+    from normtrain.bench.measure import what_runs
     from normtrain.norms import norm_info
 
     info = norm_info(name)

@@ -1,18 +1,18 @@
-"""Which backend is asked for: ``NORMTRAIN_KERNELS``, or `use` around a piece of a program.
+"""Which backend is requested: the variable ``NORMTRAIN_KERNELS``, or `use` for a block of code.
 
 ==========  ======================================================================================
-auto        on the CPU ``native``, but PyTorch's kernel for ``layernorm``, which so keeps the bits
-            of `torch.nn.LayerNorm`; where there is no extension, and on a GPU (the Triton kernels
-            have yet to be measured on one), ``aten``
-plain       differentiable torch formulas, for everything
-aten        PyTorch's kernels and functions made of its operations
-native      the CPU's fused kernels wherever they can run, ``layernorm`` included
-triton      the GPU's fused kernels wherever they can run
+auto        on a CPU ``native``, except that PyTorch's kernel runs ``layernorm``, whose results
+            are bitwise those of `torch.nn.LayerNorm`; ``aten`` without the extension and on a GPU
+            (the Triton kernels have not been measured on one)
+plain       differentiable torch formulas for everything
+aten        PyTorch's kernels, and autograd functions composed of its operations
+native      the fused CPU kernels wherever they can run, ``layernorm`` included
+triton      the fused GPU kernels wherever they can run
 ==========  ======================================================================================
 
-Where the kernels asked for can't run (float64, function transforms, forward mode, tensor
-subclasses, ``eps_mode="outside"``), the formulas do, and under `torch.compile` too, since the
-compiler fuses them. A backend that can run nowhere on this machine is refused.
+The formulas run where the requested kernels cannot (float64, function transforms, forward mode,
+tensor subclasses, ``eps_mode="outside"``), and under `torch.compile`, which fuses them. Requesting
+a backend that this system does not support is an error.
 """
 
 from __future__ import annotations
@@ -21,101 +21,105 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
-from types import ModuleType
 from typing import NamedTuple
 
+import torch
+
 from normtrain.errors import UserError
+from normtrain.kernels import native
+from normtrain.kernels.backend import Backend
 
 VARIABLE = "NORMTRAIN_KERNELS"
 BACKENDS = ("auto", "plain", "aten", "native", "triton")
 
 _current: Choice | None = None
-_modules: dict[str, ModuleType | str] = {}
+# a dict, since torch.compile warns about functools.cache
+_loaded: dict[str, Backend | str] = {}
 
 
-def module(name: str) -> ModuleType | str:
-    """The module of ``"native"`` or ``"triton"``, or why it can't be had here."""
-    if name not in _modules:
-        _modules[name] = _load(name)
-    return _modules[name]
+def load_backend(name: str) -> Backend | str:
+    """Return the backend ``"native"`` or ``"triton"``, or the reason why it cannot run here."""
+    if name not in _loaded:
+        _loaded[name] = _load(name)
+    return _loaded[name]
 
 
-def _load(name: str) -> ModuleType | str:
+def _load(name: str) -> Backend | str:
     if name == "native":
-        from normtrain.kernels import native
-
-        return native.unavailable() or native
-    import torch
-
+        return native.unavailable() or native.BACKEND
     try:
         found = importlib.import_module("normtrain.kernels.triton")
     except ImportError as error:
-        return f"Triton's kernels can't be imported ({error})"
+        return f"the Triton kernels cannot be imported ({error})"
     if not torch.cuda.is_available() and not found.interpreted():
         return "there is no CUDA device, and TRITON_INTERPRET=1 is not set"
-    return found
+    return found.BACKEND
 
 
-def checked(name: str, source: str) -> str:
-    """The backend's name.
+def check_backend(name: str, source: str) -> str:
+    """Return the name of a backend that can run here.
+
+    Args:
+        name: what was requested.
+        source: the option or variable, for the message.
 
     Raises:
-        UserError: there is no such backend, or it can't run on this machine.
+        UserError: there is no such backend, or this system does not support it.
     """
     if name not in BACKENDS:
-        raise UserError(f"{source} is one of {', '.join(BACKENDS)}, not {name!r}")
+        raise UserError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name in ("native", "triton"):
-        found = module(name)
+        found = load_backend(name)
         if isinstance(found, str):
-            raise UserError(f"{source}={name} can't run here: {found}")
+            raise UserError(f"{source}={name} is not supported here: {found}")
     return name
 
 
 class Choice(NamedTuple):
-    """What is asked for, and the fused kernels that follow from it.
+    """The requested backend, and the fused kernels it stands for.
 
     Attributes:
-        wanted: one of `BACKENDS`.
-        cpu: the module that runs fused norms on the CPU, or None.
-        gpu: the same for other devices.
+        requested: one of `BACKENDS`.
+        cpu: the fused kernels for CPU tensors, or None.
+        gpu: the fused kernels for other devices, or None.
     """
 
-    wanted: str
-    cpu: ModuleType | None
-    gpu: ModuleType | None
+    requested: str
+    cpu: Backend | None
+    gpu: Backend | None
 
 
-def _chosen(name: str) -> Choice:
+def _choose(name: str) -> Choice:
     fused = {"auto": "native", "native": "native", "triton": "triton"}.get(name)
-    found = module(fused) if fused else None
+    found = load_backend(fused) if fused else None
     usable = None if isinstance(found, str) else found
     return Choice(name, usable, usable if name == "triton" else None)
 
 
 def current() -> Choice:
-    """The choice in force: the environment variable's, ``"auto"`` unless it is set.
+    """Return the choice in force; ``"auto"`` unless set.
 
     Raises:
-        UserError: the environment variable names a backend that can't run here.
+        UserError: the environment variable names a backend that cannot run here.
     """
     global _current
     if _current is None:
-        _current = _chosen(checked(os.environ.get(VARIABLE) or "auto", VARIABLE))
+        _current = _choose(check_backend(os.environ.get(VARIABLE) or "auto", VARIABLE))
     return _current
 
 
 @contextlib.contextmanager
 def use(name: str) -> Iterator[None]:
-    """Make the norms of this process run by a backend, inside of a ``with``.
+    """Run the norms of this process by a backend, inside a ``with`` block.
 
     Args:
         name: one of `BACKENDS`.
 
     Raises:
-        UserError: there is no such backend, or it can't run on this machine.
+        UserError: there is no such backend, or this system does not support it.
     """
     global _current
-    before, _current = _current, _chosen(checked(name, "kernels"))
+    before, _current = _current, _choose(check_backend(name, "kernels"))
     try:
         yield
     finally:
@@ -123,14 +127,13 @@ def use(name: str) -> Iterator[None]:
 
 
 def described() -> str:
-    """What runs norms on this machine's CPU, as far as the last bits of results depend on it.
+    """Describe what runs norms on this CPU, as far as the last bits of results depend on it.
 
-    ``"auto: native (avx2)"``, ``"auto: aten"``, …: the backend asked for, then the fused kernels
-    and their instruction set, or PyTorch's.
+    Returns:
+        The requested backend, then the kernels and their instruction set: ``"auto: native (avx2)"``
+        or ``"auto: aten"``.
     """
     now = current()
     if now.cpu is None:
-        return f"{now.wanted}: {'plain' if now.wanted == 'plain' else 'aten'}"
-    name = now.cpu.__name__.rpartition(".")[2]
-    detail = f" ({now.cpu.instruction_set()})" if name == "native" else ""
-    return f"{now.wanted}: {name}{detail}"
+        return f"{now.requested}: {'plain' if now.requested == 'plain' else 'aten'}"
+    return f"{now.requested}: {now.cpu.description()}"

@@ -1,13 +1,13 @@
-"""The norms as plain torch formulas, finite for every finite input.
+"""The norms as differentiable torch formulas, finite for every finite input.
 
-Shapes: ``x`` is ``(..., d)``; per-row statistics and factors are ``(..., 1)``; weight and bias
-are ``(d,)`` or ``(1,)``. Weight and bias come in the statistics dtype (see `stats_dtype`), and
-results have the dtype of ``x``. These formulas are what `torch.compile`, function transforms and
-double backward see; no step of them depends on a value on the host.
+Shapes: ``x`` is ``(..., d)``; statistics and factors per input vector are ``(..., 1)``; weight and
+bias are ``(d,)`` or ``(1,)``, in the statistics dtype (see `stats_dtype`); results have the dtype
+of ``x``. ``wide`` is x in the statistics dtype. `torch.compile`, function transforms and double
+backward see these formulas; no step depends on a value on the host.
 
-A square overflows float32 from 1.8e19 on, so rows are first multiplied by a constant (`factors`)
-that is 1 for ordinary ones. The norms are blind to it, but for eps, which is scaled along where
-it is not negligible.
+A square overflows float32 from 1.8e19 on, so input vectors are first multiplied by a constant
+(`factors`) that is 1 for ordinary ones. The norms are invariant to it except for eps, which is
+scaled too where it is not negligible.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torch import Tensor
 
 
 class Limits(NamedTuple):
-    """Where rows stop being ordinary in a statistics dtype.
+    """The magnitudes beyond which input vectors are scaled, for a statistics dtype.
 
     Attributes:
-        big: rows whose largest magnitude exceeds this are shrunk to it.
-        small: rows below this are enlarged, if eps allows them to matter.
+        big: a vector whose largest magnitude exceeds this is scaled down to it.
+        small: a vector below this is scaled up, if eps is small enough for it to matter.
         up: the factor for those.
-        least: the smallest eps that counts; a smaller one is taken for this.
+        least: the smallest effective eps; a smaller one is replaced by it.
     """
 
     big: float
@@ -40,25 +40,25 @@ _LIMITS = {
     torch.float32: Limits(2.0**30, 2.0**-40, 2.0**60, 2.0**-100),
     torch.float64: Limits(2.0**200, 2.0**-300, 2.0**400, 2.0**-700),
 }
-# how many times the statistic a feature may be before its row counts as lopsided
+# the ratio of a feature to the statistic above which a vector is scaled to its output's size
 _FAR = 2.0**20
 
 
 def stats_dtype(x: Tensor) -> torch.dtype:
-    """The dtype statistics are computed in: float64 for float64 input, float32 otherwise."""
+    """Return the dtype of the statistics: float64 for float64 input, float32 otherwise."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def limits(x: Tensor) -> Limits:
-    """The limits that hold for the statistics of `x`."""
+    """Return the limits for the statistics of `x`."""
     return _LIMITS[stats_dtype(x)]
 
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Autocast would narrow the products in here or widen results, so it is switched off."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
+    """Disable autocast, which would change the dtype of products or results."""
+    device = x.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 
 
@@ -67,14 +67,14 @@ def _largest(wide: Tensor) -> Tensor:
 
 
 def within_range(x: Tensor) -> Tensor:
-    """The constant that brings a row into the range where its square and sums are finite.
+    """Return the constant that scales each vector so that its squares and sums are finite.
 
     Args:
         x: ``(..., d)``.
 
     Returns:
-        ``(..., 1)`` in the statistics dtype, without a gradient: 1 for ordinary rows, and 2^30
-        over the largest magnitude where that exceeds 2^30 (2^200 for float64).
+        ``(..., 1)`` in the statistics dtype, without a gradient: 1 for ordinary vectors, else 2^30
+        over the largest magnitude if that exceeds 2^30 (2^200 for float64).
     """
     wide = x.detach().to(stats_dtype(x))
     largest, big = _largest(wide), limits(x).big
@@ -84,15 +84,15 @@ def within_range(x: Tensor) -> Tensor:
 def factors(
     wide: Tensor, eps: float, power: int, first: int | None = None
 ) -> tuple[Tensor, float | Tensor]:
-    """The constant each row is multiplied by, and the eps that goes with it.
+    """Return the constant each vector is multiplied by, and the eps that goes with it.
 
-    Against a shrunk row eps is negligible and stays; it is scaled with a row that is enlarged.
+    For a vector scaled down, eps is negligible and unchanged; it is scaled with a vector scaled up.
 
     Args:
         wide: ``(..., d)`` in the statistics dtype.
-        eps: added to the statistic, or its least value.
-        power: of the row's scale that the statistic has: 2 where eps is under the root, else 1.
-        first: how many leading features the statistic sees; all by default.
+        eps: added to the statistic, or its smallest value.
+        power: exponent of the vector's scale in the statistic: 2 if eps is under the root, else 1.
+        first: number of leading features in the statistic; all by default.
 
     Returns:
         The factor ``(..., 1)``, and eps as a number or ``(..., 1)``.
@@ -109,8 +109,8 @@ def factors(
         enlarge = torch.where(tiny, span.up, torch.ones_like(factor))
         factor, scaled = factor * enlarge, scaled * enlarge**power
     if partial:
-        # The features outside may be far larger than those the statistic is taken from, and its
-        # gradient is a sum over all of them. Such rows are brought to the size of the output.
+        # Features outside the statistic may be far larger than those in it, and its gradient is a
+        # sum over all of them. Such vectors are scaled to the size of the output.
         unit = _largest(seen).clamp(floor, span.big**4).reciprocal()
         beyond = _largest(wide) * unit > _FAR
         factor = torch.where(beyond, unit, factor)
@@ -129,24 +129,24 @@ def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 def _root(square: Tensor) -> Tensor:
-    """The square root with a zero (not infinite) slope at 0."""
+    """Return the square root with a zero (not infinite) slope at 0."""
     zero = square == 0
     return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
 def _inverse(mean_square: Tensor, eps: float | Tensor, eps_mode: str) -> Tensor:
-    """1/sqrt(m + eps), or 1/(sqrt(m) + eps) with a zero slope at m = 0."""
+    """Return 1/sqrt(m + eps), or 1/(sqrt(m) + eps) with a zero slope at m = 0."""
     if eps_mode == "inside":
-        # The backward of rsqrt cubes it, which overflows where eps is small.
+        # the backward of rsqrt cubes its result, which overflows if eps is small
         return (mean_square + eps).sqrt().reciprocal()
     return 1.0 / (_root(mean_square) + eps)
 
 
 def _partial_inverse(head: Tensor, eps: float | Tensor, eps_mode: str, factor: Tensor) -> Tensor:
-    """`_inverse` of the mean square of some features, however small against the others."""
+    """Return `_inverse` of the mean square of some features, which may be relatively tiny."""
     if eps_mode == "outside":
-        # The root's slope does not fall with the features, as the others' sum over the row would
-        # make up for in full rows; so their square must not be lost.
+        # The root's slope does not decrease with these features, and the other features' terms do
+        # not compensate as in a full statistic; so their square must not underflow.
         largest = _largest(head)
         unusual = (largest < limits(head).small) | (factor != 1.0)
         own = torch.where((largest > 0) & unusual, largest, 1.0)
@@ -156,8 +156,10 @@ def _partial_inverse(head: Tensor, eps: float | Tensor, eps_mode: str, factor: T
 
 
 def _anchor(wide: Tensor) -> Tensor:
-    """A number of each row to subtract ahead of its mean, whose rounding a constant row would
-    otherwise keep as a spread; shifting a row changes no norm that centres."""
+    """Return a number per vector to subtract before its mean, which no centred norm depends on.
+
+    Otherwise the rounding error of a constant vector's mean would look like a deviation.
+    """
     return wide[..., :1].detach()
 
 
@@ -166,10 +168,10 @@ def _centred(wide: Tensor) -> Tensor:
     return wide - wide.mean(-1, keepdim=True)
 
 
-def plain_layer_norm(
+def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
-    """LayerNorm of the last axis: (x - mean) / sqrt(population variance + eps) * weight + bias."""
+    """Compute LayerNorm: (x - mean) / sqrt(population variance + eps) * weight + bias."""
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode))
     wide = wide * factor
@@ -178,18 +180,8 @@ def plain_layer_norm(
     return _affine(centred * scale, weight, bias).to(x.dtype)
 
 
-def plain_detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
-    """LayerNorm-simple with the mean, the deviation or both constant in the backward.
-
-    Args:
-        x: ``(..., d)``.
-        eps: added to the variance or to its root.
-        eps_mode: ``"inside"`` or ``"outside"``.
-        detach: ``"mean"``, ``"std"`` or ``"both"``.
-
-    Returns:
-        ``(..., d)`` in the dtype of ``x``.
-    """
+def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
+    """Compute LayerNorm-simple with its mean, its deviation or both constant in the backward."""
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode))
     wide = wide * factor
@@ -200,7 +192,7 @@ def plain_detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tens
     return (centred * (scale if detach == "mean" else scale.detach())).to(x.dtype)
 
 
-def plain_rms_norm(
+def rms_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -208,7 +200,7 @@ def plain_rms_norm(
     first: int,
     eps_mode: str = "inside",
 ) -> Tensor:
-    """x / sqrt(mean square of the first `first` features + eps) * weight + bias."""
+    """Compute x / sqrt(mean square of the first `first` features + eps) * weight + bias."""
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode), first)
     wide = wide * factor
@@ -219,10 +211,10 @@ def plain_rms_norm(
     return _affine(wide * scale, weight, bias).to(x.dtype)
 
 
-def plain_crms_norm(
+def crms_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
-    """RMSNorm of d + 1 features that sum to zero, of which the last is not stored."""
+    """Compute RMSNorm of d + 1 features that sum to zero, of which the last is not stored."""
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, _power(eps_mode))
     wide = wide * factor
@@ -231,8 +223,8 @@ def plain_crms_norm(
     return _affine(wide * _inverse(square, scaled, eps_mode), weight, bias).to(x.dtype)
 
 
-def plain_l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """x / max(length of x, eps) * weight."""
+def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """Compute x / max(length of x, eps) * weight."""
     wide = x.to(stats_dtype(x))
     factor, scaled = factors(wide, eps, 1)
     wide = wide * factor
@@ -240,7 +232,7 @@ def plain_l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return _affine(wide / length, weight, None).to(x.dtype)
 
 
-def plain_lp_norm(
+def lp_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -248,18 +240,9 @@ def plain_lp_norm(
     constant: float,
     k: int | None = None,
 ) -> Tensor:
-    """(x - mean) / (constant * statistic + eps) * weight + bias, without any square.
+    """Compute (x - mean) / (constant * statistic + eps) * weight + bias, without squares.
 
-    Args:
-        x: ``(..., d)``.
-        weight: gain ``(d,)`` or None.
-        bias: offset ``(d,)`` or None.
-        eps: added to the statistic.
-        constant: what the statistic is multiplied by.
-        k: the statistic is the mean of the k largest ``|x - mean|``; of all of them by default.
-
-    Returns:
-        ``(..., d)`` in the dtype of ``x``.
+    The statistic is the mean of the k largest ``|x - mean|``; of all if k is None.
     """
     wide = x.to(stats_dtype(x))
     wide = wide * within_range(wide)
@@ -275,13 +258,13 @@ def plain_lp_norm(
     return _affine(y, weight, bias).to(x.dtype)
 
 
-def plain_ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside") -> Tensor:
-    """AdaNorm: c * (1 - k * y) * y with y = LayerNorm-simple(x) and the factor held constant."""
-    y = plain_layer_norm(x.to(stats_dtype(x)), None, None, eps, eps_mode)
+def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside") -> Tensor:
+    """Compute AdaNorm: c * (1 - k * y) * y with y = LayerNorm-simple(x), factor constant."""
+    y = layer_norm(x.to(stats_dtype(x)), None, None, eps, eps_mode)
     return (c * (1.0 - k * y.detach()) * y).to(x.dtype)
 
 
-def plain_squash(
+def squash(
     x: Tensor,
     alpha: Tensor,
     shift: Tensor | None,
@@ -289,7 +272,7 @@ def plain_squash(
     bias: Tensor | None,
     curve: str,
 ) -> Tensor:
-    """tanh or erf of alpha * x + shift, times weight plus bias; no row is too large for it."""
+    """Compute curve(alpha * x + shift) * weight + bias with the curve tanh or erf."""
     inner = alpha * x.to(stats_dtype(x))
     if shift is not None:
         inner = inner + shift

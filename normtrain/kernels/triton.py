@@ -1,11 +1,10 @@
-"""The norms of `normtrain.kernels.rows` on a GPU, and residual add + dropout + norm in one.
+"""The fused GPU kernels: launching those of `triton_rows` and, for long rows, `triton_wide`.
 
-The kernels are `triton_rows` and, for long rows, `triton_wide`. They bring rows into range
-themselves, so that the caller looks at no value and makes no pass ahead of them. Tile sizes follow
-from the length of a row alone: nothing is tried out at the first call, and the gradients of the
-parameters depend on the device only by its number of multiprocessors.
+The kernels scale rows into range themselves, so the host reads no value and makes no extra pass.
+Tile sizes depend on the length of a row only: nothing is autotuned at the first call, and the
+gradients of the parameters depend on the device only by its number of multiprocessors.
 
-Importing this module imports Triton, and touches no device.
+Importing this module imports Triton, and initializes no device.
 """
 
 from __future__ import annotations
@@ -18,44 +17,27 @@ import torch
 import triton
 from torch import Tensor
 
-from normtrain.kernels.rows import KINDS, Numbers
+from normtrain.kernels.backend import DTYPES, Backend, Gradients
+from normtrain.kernels.table import KINDS, Scalars
 from normtrain.kernels.triton_rows import backward_rows, finalize, forward_rows
 from normtrain.kernels.triton_wide import backward_wide, forward_wide, parameters_wide
 
 LONGEST = 2**17
-"""The most features a row may have; sums are shown to stay in range up to here."""
+"""The largest number of features; sums stay in range up to here."""
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-# the longest rows, padded to a power of two, that one program holds in its registers
+# the longest rows, padded to a power of two, that fit into the registers of one program
 _FORWARD_BLOCK, _BACKWARD_BLOCK = 16384, 8192
 _WIDE_BLOCK = 4096
 _WIDE_TILE = (8, 512)
 
-_Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
-
 
 def interpreted() -> bool:
-    """Whether the kernels run in Triton's interpreter (``TRITON_INTERPRET=1``): on any device."""
+    """Return whether the kernels run in Triton's interpreter (``TRITON_INTERPRET=1``)."""
     return not isinstance(forward_rows, triton.JITFunction)
 
 
-def serves(x: Tensor) -> bool:
-    """Whether these kernels take ``x``, ``(..., d)``, by its device, dtype and d."""
-    return (
-        (x.is_cuda or interpreted()) and x.dtype in DTYPES and 1 <= x.shape[-1] <= LONGEST
-    )  # fmt: skip
-
-
-def columns(kind: str) -> int:
-    """How many float32 numbers a row the backward of `kind` is handed in ``stats``."""
-    if kind == "tanh":
-        return 0
-    return {"rms": 2, "crms": 2, "l2": 3}.get(kind, 4)
-
-
 class Tile(NamedTuple):
-    """How a kernel is cut: rows a program takes at once, its warps, and its pipeline's stages."""
+    """Launch sizes: rows per tile, warps, and stages of the pipeline."""
 
     rows: int
     warps: int
@@ -63,43 +45,36 @@ class Tile(NamedTuple):
 
 
 def forward_tile(block: int) -> Tile:
-    """The forward's tile for rows padded to `block`: 32 features a thread, a warp or more a row."""
+    """Return the forward's tile for rows padded to `block`: 32 features per thread."""
     rows = max(1, min(16, 1024 // block))
     return Tile(rows, max(1, min(16, rows * block // 1024)))
 
 
 def backward_tile(block: int) -> Tile:
-    """The backward's: 8 features a thread, since it holds five such tiles and loads two more."""
+    """Return the backward's tile: 8 features per thread, since it needs seven tiles at once."""
     rows = max(1, min(64, 2048 // block))
     return Tile(rows, max(1, min(16, rows * block // 256)), 2)
-
-
-class _Shape(NamedTuple):
-    """The constants of a call that its kernels are compiled for."""
-
-    KIND: str
-    N: int
-    SEEN: int
-    COUNT: int
-    COLUMNS: int
-    RANGE: bool
-    SCALAR: bool
 
 
 @functools.lru_cache(maxsize=1024)
 def _constants(
     kind: str, d: int, count: int, dtype: torch.dtype, scalar: bool
 ) -> dict[str, str | int | bool]:
-    seen = count if kind == "rms" else d
-    divisor = {"rms": count, "crms": d + 1, "l2": 1}.get(kind, d)
-    # no float16 is large enough to matter
-    wide_range = dtype != torch.float16
-    return _Shape(kind, d, seen, divisor, columns(kind), wide_range, scalar)._asdict()
+    """Return the constants that the kernels are compiled for."""
+    return {
+        "KIND": kind,
+        "N": d,
+        "SEEN": count if kind == "rms" else d,  # features in the statistic
+        "COUNT": {"rms": count, "crms": d + 1, "l2": 1}.get(kind, d),
+        "COLUMNS": BACKEND.columns(kind),
+        "RANGE": dtype != torch.float16,  # no float16 needs scaling
+        "SCALAR": scalar,
+    }
 
 
 @functools.lru_cache(maxsize=1024)
 def _gradient_constants(kind: str, count: int) -> dict[str, bool]:
-    """Which of the statistic (PULL) and the mean (SHIFT) are differentiated."""
+    """Return whether the statistic (PULL) and the mean (SHIFT) have a gradient."""
     pull = kind != "detach" or count == 1
     shift = kind in ("layer", "ada", "l1") or (kind == "detach" and count == 2)
     return {"PULL": pull, "SHIFT": shift}
@@ -107,23 +82,22 @@ def _gradient_constants(kind: str, count: int) -> dict[str, bool]:
 
 @functools.cache
 def _most_programs(device: torch.device) -> int:
-    """Two a multiprocessor; in the interpreter a few."""
+    """Return the number of programs: two per multiprocessor; a few in the interpreter."""
     if device.type == "cpu":
         return 4
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _on(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensor's."""
+    """Select the tensor's device, since Triton launches on the current one."""
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         return torch.cuda.device(x.device)
     return contextlib.nullcontext()
 
 
 def _check(kind: str, x: Tensor, *others: Tensor | None) -> None:
-    assert kind in KINDS
-    assert x.ndim == 2
-    assert serves(x)
+    assert "triton" in KINDS[kind].saved
+    assert BACKEND.serves(x)
     for t in (x, *others):
         assert t is None or (t.is_contiguous() and t.device == x.device)
 
@@ -132,82 +106,27 @@ def _is_scalar(kind: str, weight: Tensor | None) -> bool:
     return kind == "l2" and weight is not None and weight.numel() == 1
 
 
-def forward(
-    kind: str,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    numbers: Numbers,
-) -> tuple[Tensor, Tensor]:
-    """``(y, stats)`` as `normtrain.kernels.rows` defines them.
-
-    Args:
-        kind: one of `normtrain.kernels.rows.KINDS`.
-        x: ``(rows, d)``, contiguous, of one of `DTYPES`.
-        weight: ``(d,)``, for l2 also ``(1,)``, or None.
-        bias: ``(d,)`` or None.
-        alpha: ``(1,)`` for tanh, else None.
-        numbers: what else the kind reads.
-    """
-    return _forward(kind, x, None, None, 0.0, weight, bias, alpha, numbers)[::2]
-
-
-def forward_add(
-    kind: str,
-    x: Tensor,
-    residual: Tensor,
-    seeds: Tensor | None,
-    p: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    numbers: Numbers,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm of ``residual + dropout(x)``, and that sum, in one pass.
-
-    Args:
-        kind: one of `normtrain.kernels.rows.KINDS`.
-        x: the branch, ``(rows, d)``, contiguous.
-        residual: the stream, like x in shape and dtype.
-        seeds: ``(rows,)`` int64, a random one for each row; None for no dropout.
-        p: the share of features that dropout sets to 0, in [0, 1).
-        weight: as for `forward`.
-        bias: as for `forward`.
-        alpha: as for `forward`.
-        numbers: as for `forward`.
-
-    Returns:
-        y, the sum (rounded to its dtype before it is normalized), and stats.
-    """
-    assert residual.shape == x.shape
-    assert residual.dtype == x.dtype
-    assert 0.0 <= p < 1.0
-    return _forward(kind, x, residual, seeds, p, weight, bias, alpha, numbers)
-
-
 def _forward(
     kind: str,
     x: Tensor,
     residual: Tensor | None,
     seeds: Tensor | None,
     p: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    numbers: Numbers,
+    parameters: Gradients,
+    scalars: Scalars,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _check(kind, x, residual, seeds, weight, bias, alpha)
-    rows, d = x.shape
+    """Return (y, total, stats) of rows, after adding a residual if there is one."""
+    _check(kind, x, residual, seeds, *parameters)
+    d = x.shape[-1]
+    rows = x.numel() // d
     y, total = torch.empty_like(x), x if residual is None else torch.empty_like(x)
-    stats = torch.empty(rows, columns(kind), dtype=torch.float32, device=x.device)
+    stats = torch.empty(rows, BACKEND.columns(kind), dtype=torch.float32, device=x.device)
     if rows == 0:
         return y, total, stats
-    scalar = _is_scalar(kind, weight)
-    constants = _constants(kind, d, numbers.count, x.dtype, scalar)
+    constants = _constants(kind, d, scalars.count, x.dtype, _is_scalar(kind, parameters[0]))
     block = triton.next_power_of_2(d)
-    tensors = (x, residual, seeds, total, y, stats, weight, bias, alpha)
-    plain = (rows, float(p), 1.0 / (1.0 - p), *map(float, (numbers.eps, numbers.a, numbers.b)))
+    tensors = (x, residual, seeds, total, y, stats, *parameters)
+    plain = (rows, float(p), 1.0 / (1.0 - p), *map(float, (scalars.eps, scalars.a, scalars.b)))
     with _on(x):
         if block <= _FORWARD_BLOCK:
             tile = forward_tile(block)
@@ -220,73 +139,8 @@ def _forward(
     return y, total, stats
 
 
-def backward(
-    kind: str,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    stats: Tensor,
-    numbers: Numbers,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """``(dx, dweight, dbias, dalpha)`` as `normtrain.kernels.rows` defines them.
-
-    Args:
-        kind: one of `normtrain.kernels.rows.KINDS`.
-        grad: the gradient of y, contiguous, like x in shape and dtype.
-        x: what `forward` got.
-        weight: what `forward` got.
-        bias: what `forward` got; only its dtype and whether it is there matter.
-        alpha: what `forward` got.
-        stats: what `forward` gave.
-        numbers: what `forward` got.
-    """
-    dx, _, grads = _backward(
-        kind, grad, None, x, None, 0.0, (weight, bias, alpha), stats, numbers
-    )  # fmt: skip
-    return dx, *grads
-
-
-def backward_add(
-    kind: str,
-    grad: Tensor,
-    grad_total: Tensor | None,
-    total: Tensor,
-    seeds: Tensor | None,
-    p: float,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    alpha: Tensor | None,
-    stats: Tensor,
-    numbers: Numbers,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """``(dresidual, dx, dweight, dbias, dalpha)`` of `forward_add`.
-
-    Args:
-        kind: one of `normtrain.kernels.rows.KINDS`.
-        grad: the gradient of y.
-        grad_total: the gradient of the sum, or None where nothing else uses it.
-        total: the sum that `forward_add` gave.
-        seeds: what `forward_add` got, and so on for the others.
-        p: see there.
-        weight: see there.
-        bias: see there.
-        alpha: see there.
-        stats: what `forward_add` gave.
-        numbers: see there.
-
-    Returns:
-        The gradients; dx is None where there is no dropout, since it equals dresidual then.
-    """
-    dresidual, dx, grads = _backward(
-        kind, grad, grad_total, total, seeds, p, (weight, bias, alpha), stats, numbers
-    )
-    return dresidual, dx, *grads
-
-
 class _Partials(NamedTuple):
-    """The gradients of the parameters, and the float32 rows whose sums they are."""
+    """The gradients of the parameters, and the float32 partial sums that they are added from."""
 
     dw: Tensor | None
     db: Tensor | None
@@ -295,7 +149,7 @@ class _Partials(NamedTuple):
     width: int
 
 
-def _partials(x: Tensor, parameters: _Grads, programs: int) -> _Partials:
+def _make_partials(x: Tensor, parameters: Gradients, programs: int) -> _Partials:
     make = torch.empty_like if programs else torch.zeros_like
     dw, db, dalpha = (None if t is None else make(t) for t in parameters)
     width = sum(g.numel() for g in (dw, db, dalpha) if g is not None)
@@ -310,40 +164,38 @@ def _backward(
     x: Tensor,
     seeds: Tensor | None,
     p: float,
-    parameters: tuple[Tensor | None, Tensor | None, Tensor | None],
+    parameters: Gradients,
     stats: Tensor,
-    numbers: Numbers,
-) -> tuple[Tensor, Tensor | None, _Grads]:
+    scalars: Scalars,
+) -> tuple[Tensor, Tensor | None, Gradients]:
     weight, _, alpha = parameters
     _check(kind, x, grad, grad_total, seeds, *parameters, stats)
-    rows, d = x.shape
-    block = triton.next_power_of_2(d)
-    narrow, tile = block <= _BACKWARD_BLOCK, backward_tile(block)
-    tiles = triton.cdiv(rows, tile.rows if narrow else 1)
-    programs = min(tiles, _most_programs(x.device))
+    d = x.shape[-1]
+    rows, block = x.numel() // d, triton.next_power_of_2(d)
+    short, tile = block <= _BACKWARD_BLOCK, backward_tile(block)
+    programs = min(triton.cdiv(rows, tile.rows if short else 1), _most_programs(x.device))
     dx, dbranch = torch.empty_like(x), None if seeds is None else torch.empty_like(x)
-    made = _partials(x, parameters, programs)
-    scalar = _is_scalar(kind, weight)
-    if rows > 0:
-        constants = _constants(kind, d, numbers.count, x.dtype, scalar)
-        changes = _gradient_constants(kind, numbers.count)
-        which = {"HAS_DW": made.dw is not None and not scalar, "HAS_DB": made.db is not None}
-        tensors = (grad, grad_total, x, seeds, stats, weight, alpha, dx, dbranch, made.rows)
-        plain = (rows, float(p), 1.0 / (1.0 - p), float(numbers.a), float(numbers.b))
-        with _on(x):
-            if narrow:
-                backward_rows[(programs,)](
-                    *tensors, *plain, **constants, **changes, **which, WIDTH=made.width,
-                    BLOCK_M=tile.rows, BLOCK_N=block, STAGES=tile.stages, num_warps=tile.warps,
-                )  # fmt: skip
-            else:
-                backward_wide[(programs,)](
-                    *tensors, *plain, **constants, **changes, WIDTH=made.width,
-                    BLOCK_N=_WIDE_BLOCK, num_warps=8,
-                )  # fmt: skip
-                _wide_parameters(grad, x, alpha, stats, made, constants, which)
-            _finalize(made, d, scalar)
-    return dx, dbranch, (made.dw, made.db, made.dalpha)
+    made, scalar = _make_partials(x, parameters, programs), _is_scalar(kind, weight)
+    if rows == 0:
+        return dx, dbranch, made[:3]
+    constants = _constants(kind, d, scalars.count, x.dtype, scalar)
+    changes = _gradient_constants(kind, scalars.count) | {"WIDTH": made.width}
+    which = {"HAS_DW": made.dw is not None and not scalar, "HAS_DB": made.db is not None}
+    tensors = (grad, grad_total, x, seeds, stats, weight, alpha, dx, dbranch, made.rows)
+    plain = (rows, float(p), 1.0 / (1.0 - p), float(scalars.a), float(scalars.b))
+    with _on(x):
+        if short:
+            backward_rows[(programs,)](
+                *tensors, *plain, **constants, **changes, **which,
+                BLOCK_M=tile.rows, BLOCK_N=block, STAGES=tile.stages, num_warps=tile.warps,
+            )  # fmt: skip
+        else:
+            backward_wide[(programs,)](
+                *tensors, *plain, **constants, **changes, BLOCK_N=_WIDE_BLOCK, num_warps=8
+            )
+            _wide_parameters(grad, x, alpha, stats, made, constants, which)
+        _finalize(made, d, scalar)
+    return dx, dbranch, made[:3]
 
 
 def _wide_parameters(
@@ -358,16 +210,16 @@ def _wide_parameters(
     if made.rows is None or not any(which.values()):
         return
     constants = {k: v for k, v in constants.items() if k in ("KIND", "N", "COLUMNS", "RANGE")}
-    rows, d = x.shape
+    d = x.shape[-1]
     block_m, block_n = _WIDE_TILE
     parameters_wide[(triton.cdiv(d, block_n), made.rows.shape[0])](
-        grad, x, stats, alpha, made.rows, rows, **constants, **which, WIDTH=made.width,
+        grad, x, stats, alpha, made.rows, x.numel() // d, **constants, **which, WIDTH=made.width,
         BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
     )  # fmt: skip
 
 
 def _finalize(made: _Partials, d: int, scalar: bool) -> None:
-    """Add the partial rows up into the gradients."""
+    """Add the partial sums up into the gradients."""
     if made.rows is None:
         return
     vector, single = (None, made.dw) if scalar else (made.dw, made.dalpha)
@@ -376,3 +228,72 @@ def _finalize(made: _Partials, d: int, scalar: bool) -> None:
         made.rows, vector, made.db, single, made.rows.shape[0],
         N=d, WIDTH=made.width, BLOCK_P=64, BLOCK_C=block, num_warps=4,
     )  # fmt: skip
+
+
+class TritonBackend(Backend):
+    """The Triton kernels."""
+
+    name = "triton"
+
+    def serves(self, x: Tensor) -> bool:
+        return (x.is_cuda or interpreted()) and x.dtype in DTYPES and 1 <= x.shape[-1] <= LONGEST
+
+    def forward(
+        self,
+        kind: str,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None,
+        scalars: Scalars,
+    ) -> tuple[Tensor, Tensor]:
+        return _forward(kind, x, None, None, 0.0, (weight, bias, alpha), scalars)[::2]
+
+    def backward(
+        self,
+        kind: str,
+        grad: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None,
+        stats: Tensor,
+        scalars: Scalars,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        parameters = (weight, bias, alpha)
+        dx, _, grads = _backward(kind, grad, None, x, None, 0.0, parameters, stats, scalars)
+        return dx, *grads
+
+    def forward_add(
+        self,
+        kind: str,
+        x: Tensor,
+        residual: Tensor,
+        seeds: Tensor | None,
+        p: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None,
+        scalars: Scalars,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _forward(kind, x, residual, seeds, p, (weight, bias, alpha), scalars)
+
+    def backward_add(
+        self,
+        kind: str,
+        grad: Tensor,
+        grad_total: Tensor | None,
+        total: Tensor,
+        seeds: Tensor | None,
+        p: float,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None,
+        stats: Tensor,
+        scalars: Scalars,
+    ) -> tuple[Tensor, Tensor | None, Gradients]:
+        parameters = (weight, bias, alpha)
+        return _backward(kind, grad, grad_total, total, seeds, p, parameters, stats, scalars)
+
+
+BACKEND = TritonBackend()

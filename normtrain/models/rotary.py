@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
-from normtrain.kernels.dispatch import interpreted
+from normtrain.kernels.dispatch import needs_plain_ops
 
 
 def rotary_table(length: int, head_dim: int, base: float) -> Tensor:
@@ -44,7 +44,7 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
         The same shape and dtype as ``x``.
     """
     # The formula is what compilers and transforms work on, and quicker for a single token.
-    if x.requires_grad and torch.is_grad_enabled() and not interpreted(x):
+    if x.requires_grad and torch.is_grad_enabled() and not needs_plain_ops(x):
         turned: Tensor = _Turn.apply(x, rotation, 1)
         return turned
     cos, sin = rotation.unbind(0)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from normtrain.errors import UserError
-from normtrain.kernels.reference import stats_dtype, without_autocast
+from normtrain.kernels.formulas import stats_dtype, without_autocast
 from normtrain.norms.base import flag, positive
 from normtrain.norms.lp import L1_CONSTANT
 from normtrain.norms.registry import checked_dim

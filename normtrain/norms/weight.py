@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from normtrain.errors import UserError
-from normtrain.kernels.reference import stats_dtype
+from normtrain.kernels.formulas import stats_dtype
 
 
 def channel_norms(w: Tensor, dim: int | None) -> Tensor:

@@ -327,4 +327,4 @@ def test_a_backend_that_is_none_is_a_misuse(
 ) -> None:
     monkeypatch.setenv(choice.VARIABLE, "nativ")
     monkeypatch.setattr(choice, "_current", None)
-    assert_misuse(command("norms", "show", "rmsnorm"), "NORMTRAIN_KERNELS", "not 'nativ'")
+    assert_misuse(command("norms", "show", "rmsnorm"), "NORMTRAIN_KERNELS", "got 'nativ'")

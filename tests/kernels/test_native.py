@@ -15,8 +15,8 @@ from torch import Tensor
 from normtrain import kernels
 from normtrain.errors import UserError
 from normtrain.kernels import choice, native
-from normtrain.kernels.record import operations
-from normtrain.kernels.rows import KINDS, Numbers
+from normtrain.kernels.active import dispatched_operations
+from normtrain.kernels.table import KINDS, Scalars
 from normtrain.norms import build_norm
 
 pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no native extension")
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.skipif(native.unavailable() is not None, reason="no nat
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [((1, 1), 1.0), ((3, 7), 1.0), ((8, 64), 1e-4), ((5, 129), 1e4), ((70, 1000), 1.0)]
 SHAPES += [((0, 5), 1.0)]
-CASES = [(kind, Numbers(1e-5)) for kind in ("layer", "crms", "l2", "tanh")]
-CASES += [("detach", Numbers(1e-5, count)) for count in range(3)]
-CASES += [("rms", Numbers(1e-5, -1)), ("rms", Numbers(1e-5, 3))]
-CASES += [("ada", Numbers(1e-5, 0, 1.5, 0.1)), ("l1", Numbers(1e-5, 0, math.sqrt(math.pi / 2)))]
+CASES = [(kind, Scalars(1e-5)) for kind in ("layer", "crms", "l2", "tanh")]
+CASES += [("detach", Scalars(1e-5, count)) for count in range(3)]
+CASES += [("rms", Scalars(1e-5, -1)), ("rms", Scalars(1e-5, 3))]
+CASES += [("ada", Scalars(1e-5, 0, 1.5, 0.1)), ("l1", Scalars(1e-5, 0, math.sqrt(math.pi / 2)))]
 
 
 @pytest.fixture(autouse=True, params=native.instruction_sets())
@@ -39,7 +39,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def oracle(
-    kind: str, x: Tensor, w: Tensor | None, b: Tensor | None, alpha: Tensor | None, n: Numbers
+    kind: str, x: Tensor, w: Tensor | None, b: Tensor | None, alpha: Tensor | None, n: Scalars
 ) -> Tensor:
     """The formulas of the papers, in the dtype of x (float64)."""
     d = x.shape[-1]
@@ -100,7 +100,7 @@ def near(got: Tensor, want: Tensor, size: Tensor, units: float) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "numbers"), CASES, ids=str)
 def test_forward_and_backward_against_float64(
-    kind: str, numbers: Numbers, dtype: torch.dtype, of_parameters: torch.dtype | None
+    kind: str, numbers: Scalars, dtype: torch.dtype, of_parameters: torch.dtype | None
 ) -> None:
     for shape, scale in SHAPES:
         if kind == "tanh" and dtype == torch.float16 and scale != 1:
@@ -112,8 +112,8 @@ def test_forward_and_backward_against_float64(
         x, w, b, alpha = tensors
         assert x is not None
         grad = torch.randn(shape).to(dtype)
-        y, stats = native.forward(kind, x, w, b, alpha, n)
-        got = native.backward(kind, grad, x, w, b, alpha, stats, n)
+        y, stats = native.BACKEND.forward(kind, x, w, b, alpha, n)
+        got = native.BACKEND.backward(kind, grad, x, w, b, alpha, stats, n)
         assert y.shape == got[0].shape == x.shape
         if x.numel() == 0:
             assert all(g is None or not g.any() for g in got[1:])
@@ -179,7 +179,7 @@ def test_no_less_accurate_than_layer_norm_of_torch(name: str, dtype: torch.dtype
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("kind", "numbers"), CASES, ids=str)
 def test_the_same_bits_again_and_with_any_number_of_threads(
-    kind: str, numbers: Numbers, dtype: torch.dtype
+    kind: str, numbers: Scalars, dtype: torch.dtype
 ) -> None:
     x, w, b, alpha = inputs(kind, (301, 520), dtype, torch.float32, 1.0)
     assert x is not None
@@ -190,8 +190,8 @@ def test_the_same_bits_again_and_with_any_number_of_threads(
     try:
         for threads in (1, 2, 3, 2, 1):
             torch.set_num_threads(threads)
-            y, stats = native.forward(kind, x, w, b, alpha, n)
-            found.append([y, *native.backward(kind, grad, x, w, b, alpha, stats, n)])
+            y, stats = native.BACKEND.forward(kind, x, w, b, alpha, n)
+            found.append([y, *native.BACKEND.backward(kind, grad, x, w, b, alpha, stats, n)])
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
@@ -234,7 +234,7 @@ def test_second_gradients_are_the_formulas() -> None:
 @pytest.mark.parametrize(("kind", "numbers"), CASES, ids=str)
 @pytest.mark.parametrize("p", [0.0, 0.3])
 def test_residual_dropout_and_norm_in_one(
-    kind: str, numbers: Numbers, p: float, dtype: torch.dtype
+    kind: str, numbers: Scalars, p: float, dtype: torch.dtype
 ) -> None:
     """Against the sum made by torch with the mask that the sum shows."""
     branch, w, b, alpha = inputs(kind, (37, 50), dtype, torch.float32, 1.0)
@@ -242,8 +242,10 @@ def test_residual_dropout_and_norm_in_one(
     n = numbers._replace(count=50) if kind == "rms" else numbers
     residual, grad, more = (torch.randn(37, 50).to(dtype) for _ in range(3))
     seeds = torch.randint(2**62, (37,)) if p else None
-    y, total, stats = native.forward_add(kind, branch, residual, seeds, p, w, b, alpha, n)
-    clean = native.forward_add(kind, branch, torch.zeros_like(branch), seeds, p, w, b, alpha, n)[1]
+    y, total, stats = native.BACKEND.forward_add(kind, branch, residual, seeds, p, w, b, alpha, n)
+    clean = native.BACKEND.forward_add(
+        kind, branch, torch.zeros_like(branch), seeds, p, w, b, alpha, n
+    )[1]
     mask = (clean != 0).float() / (1 - p)
     if p:
         assert abs((mask == 0).float().mean().item() - p) < 0.05
@@ -252,10 +254,10 @@ def test_residual_dropout_and_norm_in_one(
         assert mask.all()
     want_total = (residual.float() + branch.float() * mask).to(dtype)
     assert torch.equal(total, want_total)
-    assert torch.equal(y, native.forward(kind, total, w, b, alpha, n)[0])
-    dx, dw, db, da = native.backward(kind, grad, total, w, b, alpha, stats, n)
+    assert torch.equal(y, native.BACKEND.forward(kind, total, w, b, alpha, n)[0])
+    dx, dw, db, da = native.BACKEND.backward(kind, grad, total, w, b, alpha, stats, n)
     for extra in (None, more):
-        got = native.backward_add(kind, grad, extra, total, seeds, p, w, b, alpha, stats, n)
+        got = native.BACKEND.backward_add(kind, grad, extra, total, seeds, p, w, b, alpha, stats, n)
         want = dx.float() if extra is None else dx.float() + extra.float()
         tolerance = 4 * torch.finfo(dtype).eps
         torch.testing.assert_close(got[0].float(), want, rtol=tolerance, atol=tolerance)
@@ -264,7 +266,7 @@ def test_residual_dropout_and_norm_in_one(
             torch.testing.assert_close(got[1].float(), want * mask, rtol=tolerance, atol=tolerance)
         else:
             assert got[1] is None
-        for one, other in zip(got[2:], (dw, db, da), strict=True):
+        for one, other in zip(got[2], (dw, db, da), strict=True):
             assert (one is None and other is None) or torch.equal(one, other)  # type: ignore[arg-type]
 
 
@@ -273,32 +275,32 @@ def test_forcing_a_backend() -> None:
     plain = build_norm("layernorm", 8)
     for name, want in (("native", True), ("plain", False), ("aten", False), ("auto", True)):
         with kernels.use(name):
-            assert ("normtrain::rows_forward" in operations(lambda: norm(x))) == want
+            assert ("normtrain::rows_forward" in dispatched_operations(lambda: norm(x))) == want
             # the bits of torch.nn.LayerNorm, unless the native kernels are asked for
-            names = operations(lambda: plain(x))
+            names = dispatched_operations(lambda: plain(x))
             assert ("native_layer_norm" in names) == (name in ("aten", "auto"))
             # the formulas for what the kernels can't do
             assert norm(x.double()).dtype == torch.float64
             assert build_norm("rmsnorm", 8, device="meta")(x.to("meta")).is_meta
-    with pytest.raises(UserError, match="is one of auto, plain, aten, native, triton, not 'cuda'"), kernels.use("cuda"):  # fmt: skip  # noqa: E501
+    with pytest.raises(UserError, match="got 'cuda'"), kernels.use("cuda"):  # fmt: skip
         pass
 
 
 def test_the_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(2, 8)
     for value, want in (
-        ("native", "native"),
-        ("", "native"),
-        ("plain", "plain"),
-        ("aten", "function"),
+        ("native", "normtrain::rows_forward"),
+        ("", "normtrain::rows_forward"),
+        ("plain", "mean"),
+        ("aten", "linalg_vector_norm"),
     ):
         monkeypatch.setenv(choice.VARIABLE, value)
         monkeypatch.setattr(choice, "_current", None)
-        assert kernels.chosen(x, "rms_norm") == want
+        assert want in dispatched_operations(lambda: kernels.rms_norm(x, None, None, 1e-5))
     monkeypatch.setenv(choice.VARIABLE, "fast")
     monkeypatch.setattr(choice, "_current", None)
-    with pytest.raises(UserError, match="NORMTRAIN_KERNELS is one of"):
-        kernels.chosen(x, "rms_norm")
+    with pytest.raises(UserError, match="NORMTRAIN_KERNELS must be one of"):
+        kernels.rms_norm(x, None, None, 1e-5)
 
 
 def test_without_the_extension() -> None:
@@ -307,7 +309,7 @@ def test_without_the_extension() -> None:
         "import sys; sys.modules['normtrain.kernels._native'] = None\n"
         "import torch; from normtrain import build_norm, kernels\n"
         "x = torch.randn(2, 8)\n"
-        "print(kernels.chosen(x, 'rms_norm'), build_norm('rmsnorm', 8)(x).shape)\n"
+        "print(kernels.described(), build_norm('rmsnorm', 8)(x).shape)\n"
         "from normtrain.errors import UserError\n"
         "try:\n    kernels.use('native').__enter__()\nexcept UserError as error: print(error)\n"
     )
@@ -316,8 +318,10 @@ def test_without_the_extension() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     first, second = done.stdout.splitlines()
-    assert first == "function torch.Size([2, 8])"
-    assert second.startswith("kernels=native can't run here: the native extension is not built")
+    assert first == "auto: aten torch.Size([2, 8])"
+    assert second.startswith(
+        "kernels=native is not supported here: the native extension is not built"
+    )
 
 
 def test_compile_makes_one_graph_of_formulas() -> None:
@@ -333,9 +337,9 @@ def test_compile_makes_one_graph_of_formulas() -> None:
 def test_registered_operations() -> None:
     x, w = torch.randn(4, 8), torch.rand(8)
     forward = torch.ops.normtrain.rows_forward.default
-    given = (KINDS.index("rms"), x, w, None, None, 1e-5, 8, 0.0, 0.0)
+    given = (KINDS["rms"].code, x, w, None, None, 1e-5, 8, 0.0, 0.0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(forward, given, test_utils=checks)
     _, stats = forward(*given)
-    back = (KINDS.index("rms"), torch.randn(4, 8), x, w, None, None, stats, 1e-5, 8, 0.0, 0.0)
+    back = (KINDS["rms"].code, torch.randn(4, 8), x, w, None, None, stats, 1e-5, 8, 0.0, 0.0)
     torch.library.opcheck(torch.ops.normtrain.rows_backward.default, back, test_utils=checks)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from normtrain import kernels
-from normtrain.kernels import formulas
+from normtrain.kernels import dispatch, formulas
 from normtrain.norms import build_norm, norm_names
 
 DIM = 8
@@ -334,18 +334,21 @@ class _Tagged(Tensor):
     """A subclass that acts like a tensor."""
 
 
-def test_who_may_look_at_values() -> None:
-    x = torch.randn(2, 4)
+def test_aten_kernels_run_only_where_values_can_be_read() -> None:
+    x, seen = torch.randn(2, 4), []
     with kernels.use("aten"):
-        assert kernels.chosen(x, "layer_norm") == "aten"
-        assert kernels.chosen(nn.Parameter(x), "rms_norm") == "function"
-        assert kernels.chosen(x, "layer_norm", eps=1e-30) == "plain"
-        assert kernels.chosen(x.double(), "layer_norm", eps=1e-30) == "aten"
-    assert kernels.chosen(x.as_subclass(_Tagged), "rms_norm") == "plain"
-    assert kernels.chosen(x.to("meta"), "ada_norm") == "plain"
-    inside: list[str] = []
-    torch.func.vmap(lambda t: inside.append(kernels.chosen(t, "rms_norm")) or t)(x)
-    assert inside == ["plain"]
+
+        def use_aten(x: Tensor, eps: float = 1e-5) -> bool:
+            return dispatch._use_aten(x, "inside", eps)
+
+        assert use_aten(x)
+        assert use_aten(nn.Parameter(x))
+        assert not use_aten(x, eps=1e-30)
+        assert use_aten(x.double(), eps=1e-30)
+        assert not use_aten(x.as_subclass(_Tagged))
+        assert not use_aten(x.to("meta"))
+        torch.func.vmap(lambda t: seen.append(use_aten(t)) or t)(x)
+    assert seen == [False]
 
 
 @pytest.mark.parametrize("value", [37.3, 1234.567, 333333.33, -1e-3])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from normtrain.kernels.rows import KINDS, Numbers
+from normtrain.kernels.table import KINDS, Scalars
 
 TRITON = importlib.util.find_spec("triton") is not None
 HERE = Path(__file__).parent
@@ -124,14 +124,14 @@ def launch_all(kind: str, d: int, dtype: torch.dtype, fused: bool) -> None:
         bias = None if kind == "l2" else torch.zeros(d, dtype=dtype)
     if kind == "tanh":
         alpha = torch.zeros(1)
-    n = Numbers(1e-5, {"rms": max(1, d // 16), "detach": 1}.get(kind, 0), 1.25, 0.1)
+    n = Scalars(1e-5, {"rms": max(1, d // 16), "detach": 1}.get(kind, 0), 1.25, 0.1)
     if not fused:
-        _, stats = launch.forward(kind, x, weight, bias, alpha, n)
-        launch.backward(kind, x, x, weight, bias, alpha, stats, n)
+        _, stats = launch.BACKEND.forward(kind, x, weight, bias, alpha, n)
+        launch.BACKEND.backward(kind, x, x, weight, bias, alpha, stats, n)
         return
     seeds = torch.zeros(3, dtype=torch.int64)
-    _, total, stats = launch.forward_add(kind, x, x, seeds, 0.1, weight, bias, alpha, n)
-    launch.backward_add(kind, x, x, total, seeds, 0.1, weight, bias, alpha, stats, n)
+    _, total, stats = launch.BACKEND.forward_add(kind, x, x, seeds, 0.1, weight, bias, alpha, n)
+    launch.BACKEND.backward_add(kind, x, x, total, seeds, 0.1, weight, bias, alpha, stats, n)
 
 
 @COMPILES

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from normtrain.kernels.rows import DETACH, KINDS, Numbers
+from normtrain.kernels.table import DETACH, KINDS, Scalars
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if importlib.util.find_spec("triton") is None:
@@ -49,7 +49,7 @@ MIXES = [(F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F16, F16)]
 Parameters = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
-def exact(kind: str, x: Tensor, parameters: Parameters, n: Numbers) -> Tensor:
+def exact(kind: str, x: Tensor, parameters: Parameters, n: Scalars) -> Tensor:
     """The norm as its paper writes it, in the dtype of x."""
     weight, bias, alpha = parameters
     if kind == "tanh":
@@ -80,7 +80,7 @@ def exact(kind: str, x: Tensor, parameters: Parameters, n: Numbers) -> Tensor:
     return h if bias is None else h + bias
 
 
-def make(case: str, d: int, dtype: torch.dtype) -> tuple[str, Parameters, Numbers]:
+def make(case: str, d: int, dtype: torch.dtype) -> tuple[str, Parameters, Scalars]:
     """A kind with parameters of a dtype, none of them special."""
     kind, _, more = case.partition("-")
     generator = torch.Generator().manual_seed(3)
@@ -101,7 +101,7 @@ def make(case: str, d: int, dtype: torch.dtype) -> tuple[str, Parameters, Number
         count = DETACH.index(more)
     # float16 could not hold the gradients of a row of zeros with a smaller one
     eps = 1e-3 if dtype == F16 else 1e-5
-    return kind, (weight, bias, alpha), Numbers(eps, count, 1.25, 0.1)
+    return kind, (weight, bias, alpha), Scalars(eps, count, 1.25, 0.1)
 
 
 def rows_of_all_sizes(d: int, dtype: torch.dtype, ordinary: int = 3) -> Tensor:
@@ -151,9 +151,9 @@ def check(
     if x.dtype == F16:
         n = n._replace(eps=1e-3)
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(x.device, x.dtype)
-    y, stats = launch.forward(kind, x, *parameters, n)
-    dx, *grads = launch.backward(kind, g, x, *parameters, stats, n)
-    assert stats.shape == (len(x), launch.columns(kind))
+    y, stats = launch.BACKEND.forward(kind, x, *parameters, n)
+    dx, *grads = launch.BACKEND.backward(kind, g, x, *parameters, stats, n)
+    assert stats.shape == (len(x), launch.BACKEND.columns(kind))
     assert y.dtype == dx.dtype == x.dtype
 
     wide = x.double().requires_grad_()
@@ -232,8 +232,8 @@ def test_many_programs_share_the_rows(case: str, monkeypatch: pytest.MonkeyPatch
     dx, grads = check(case, x, F32)
     kind, parameters, n = make(case, 6, F32)
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
-    _, stats = launch.forward(kind, x, *parameters, n)
-    again = launch.backward(kind, g, x, *parameters, stats, n)
+    _, stats = launch.BACKEND.forward(kind, x, *parameters, n)
+    again = launch.BACKEND.backward(kind, g, x, *parameters, stats, n)
     for one, two in zip((dx, *grads), again, strict=True):
         assert one is two or (one is not None and two is not None and torch.equal(one, two))
 
@@ -242,8 +242,8 @@ def test_many_programs_share_the_rows(case: str, monkeypatch: pytest.MonkeyPatch
 def test_no_rows(case: str) -> None:
     kind, parameters, n = make(case, 6, F32)
     x = torch.empty(0, 6, device=DEVICE)
-    y, stats = launch.forward(kind, x, *parameters, n)
-    dx, *grads = launch.backward(kind, x, x, *parameters, stats, n)
+    y, stats = launch.BACKEND.forward(kind, x, *parameters, n)
+    dx, *grads = launch.BACKEND.backward(kind, x, x, *parameters, stats, n)
     assert y.shape == dx.shape == (0, 6)
     for grad, parameter in zip(grads, parameters, strict=True):
         assert (grad is None) == (parameter is None)
@@ -257,7 +257,7 @@ def test_constant_rows_come_out_as_zeros(value: float, d: int) -> None:
     x = torch.full((2, d), value, device=DEVICE)
     for case in ("layer", "l1"):
         kind, _, n = make(case, d, F32)
-        y, _ = launch.forward(kind, x, None, None, None, n)
+        y, _ = launch.BACKEND.forward(kind, x, None, None, None, n)
         assert y.abs().max().item() <= 1e-3
 
 
@@ -267,7 +267,7 @@ def test_one_large_feature_costs_the_others_no_digits(case: str) -> None:
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(2))
     x[:, 0], x[1, :] = 1e5, x[1].flip(0)
     kind, parameters, n = make(case, 64, F32)
-    y, _ = launch.forward(kind, x.to(DEVICE), *parameters, n)
+    y, _ = launch.BACKEND.forward(kind, x.to(DEVICE), *parameters, n)
     doubles: Any = tuple(None if t is None else t.double() for t in parameters)
     wanted = exact(kind, x.double().to(DEVICE), doubles, n)
     torch.testing.assert_close(y.double(), wanted, rtol=3e-6, atol=3e-7)
@@ -282,8 +282,8 @@ def test_prmsnorm_with_features_far_larger_than_its_statistic() -> None:
     assert n.count == 4
     assert weight is not None
     g = torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
-    y, stats = launch.forward("rms", x, weight, bias, None, n)
-    dx, *_ = launch.backward("rms", g, x, weight, bias, None, stats, n)
+    y, stats = launch.BACKEND.forward("rms", x, weight, bias, None, n)
+    dx, *_ = launch.BACKEND.backward("rms", g, x, weight, bias, None, stats, n)
     wide = x.double().requires_grad_()
     wanted = exact("rms", wide, (weight.double(), bias.double(), None), n)  # type: ignore[union-attr]
     (dwanted,) = torch.autograd.grad(wanted, wide, g.double())
@@ -298,8 +298,8 @@ def test_large_and_tiny_gradients(case: str, upstream: float) -> None:
     kind, parameters, n = make(case, 8, F32)
     x = rows_of_all_sizes(8, F32)
     g = upstream * torch.randn(x.shape, generator=torch.Generator().manual_seed(7)).to(DEVICE)
-    _, stats = launch.forward(kind, x, *parameters, n)
-    dx, *_ = launch.backward(kind, g, x, *parameters, stats, n)
+    _, stats = launch.BACKEND.forward(kind, x, *parameters, n)
+    dx, *_ = launch.BACKEND.backward(kind, g, x, *parameters, stats, n)
     wide = x.double().requires_grad_()
     doubles: Any = tuple(None if t is None else t.double() for t in parameters)
     (wanted,) = torch.autograd.grad(exact(kind, wide, doubles, n), wide, g.double())
@@ -311,8 +311,8 @@ def test_large_and_tiny_gradients(case: str, upstream: float) -> None:
 def mask_of(seeds: Tensor, d: int, p: float) -> Tensor:
     """What dropout multiplies by, seen through a sum with nothing."""
     ones = torch.ones(len(seeds), d, device=DEVICE)
-    n = Numbers(1e-5, d)
-    return launch.forward_add("rms", ones, 0 * ones, seeds, p, None, None, None, n)[1]
+    n = Scalars(1e-5, d)
+    return launch.BACKEND.forward_add("rms", ones, 0 * ones, seeds, p, None, None, None, n)[1]
 
 
 def check_fused(case: str, p: float | None, dtype: torch.dtype, d: int, with_total: bool) -> None:
@@ -325,8 +325,8 @@ def check_fused(case: str, p: float | None, dtype: torch.dtype, d: int, with_tot
     x, residual, g, g_total = normal(), normal(), normal(), normal() if with_total else None
     seeds = None if p is None else torch.randint(2**62, (4,), generator=generator).to(DEVICE)
     share = 0.0 if p is None else p
-    y, total, stats = launch.forward_add(kind, x, residual, seeds, share, *parameters, n)
-    dresidual, dx, *grads = launch.backward_add(
+    y, total, stats = launch.BACKEND.forward_add(kind, x, residual, seeds, share, *parameters, n)
+    dresidual, dx, grads = launch.BACKEND.backward_add(
         kind, g, g_total, total, seeds, share, *parameters, stats, n
     )
     factor = 1.0 if seeds is None else mask_of(seeds, d, share).double()
@@ -381,13 +381,13 @@ def test_the_mask_follows_from_the_seed_of_a_row() -> None:
 
 def test_what_is_served() -> None:
     x = torch.empty(2, 3, device=DEVICE)
-    assert launch.serves(x)
-    assert launch.serves(x.half())
-    assert not launch.serves(x.double())
-    assert not launch.serves(x[:, :0])
-    assert not launch.serves(torch.empty(1, launch.LONGEST + 1, device="meta"))
+    assert launch.BACKEND.serves(x)
+    assert launch.BACKEND.serves(x.half())
+    assert not launch.BACKEND.serves(x.double())
+    assert not launch.BACKEND.serves(x[:, :0])
+    assert not launch.BACKEND.serves(torch.empty(1, launch.LONGEST + 1, device="meta"))
     with pytest.raises(AssertionError):
-        launch.forward("rms", x.double(), None, None, None, Numbers(1e-5, 3))
+        launch.BACKEND.forward("rms", x.double(), None, None, None, Scalars(1e-5, 3))
 
 
 # On a GPU: real tiles, real lengths, all programs at once.
@@ -421,12 +421,12 @@ def test_the_same_bits_every_time() -> None:
     for d in (512, 1000, 20000):
         kind, parameters, n = make("layer", d, BF16)
         x, g = torch.randn(2, 4099, d, device=DEVICE).to(BF16)
-        _, stats = launch.forward(kind, x, *parameters, n)
+        _, stats = launch.BACKEND.forward(kind, x, *parameters, n)
 
         def once(
             g: Tensor = g, x: Tensor = x, p: Parameters = parameters, s: Tensor = stats
         ) -> list[Tensor]:
-            return [t for t in launch.backward("layer", g, x, *p, s, n) if t is not None]  # noqa: B023
+            return [t for t in launch.BACKEND.backward("layer", g, x, *p, s, n) if t is not None]  # noqa: B023
 
         first = once()
         for _ in range(20):
@@ -438,8 +438,8 @@ def test_offsets_beyond_32_bits() -> None:
     rows, d = 2**31 // 4096 + 9, 4096
     _, parameters, n = make("rms", d, BF16)
     x = torch.randn(rows, d, device=DEVICE, dtype=BF16)
-    y, stats = launch.forward("rms", x, *parameters, n)
-    dx, *_ = launch.backward("rms", x, x, *parameters, stats, n)
+    y, stats = launch.BACKEND.forward("rms", x, *parameters, n)
+    dx, *_ = launch.BACKEND.backward("rms", x, x, *parameters, stats, n)
     doubles: Any = tuple(None if t is None else t.double() for t in parameters)
     tail = x[-9:].double().requires_grad_()
     wanted = exact("rms", tail, doubles, n)
@@ -453,8 +453,8 @@ def test_in_a_cuda_graph() -> None:
     x = torch.randn(100, 512, device=DEVICE, dtype=BF16)
 
     def step() -> tuple[Tensor, Tensor]:
-        y, stats = launch.forward(kind, x, *parameters, n)
-        return y, launch.backward(kind, x, x, *parameters, stats, n)[0]
+        y, stats = launch.BACKEND.forward(kind, x, *parameters, n)
+        return y, launch.BACKEND.backward(kind, x, x, *parameters, stats, n)[0]
 
     # compiles, which can't be recorded
     step()

@@ -41,7 +41,7 @@ OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
   const float s2 = inner.lanes(), d = c.d;
   p.scale = p.s.r * p.s.factor;
   if (F == PLAIN) {
-    p.k2 = c.kind == RMS ? s2 / c.count : c.kind == CRMS ? s2 / (d + 1) : s2 * p.s.counts;
+    p.k2 = c.kind == RMS ? s2 / c.count : c.kind == CRMS ? s2 / (d + 1) : s2 * p.s.above_eps;
     p.k1 = c.kind == CRMS ? p.k2 * (p.s.sum * p.s.r) : 0;
     return;
   }

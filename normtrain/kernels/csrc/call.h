@@ -3,21 +3,28 @@
 
 #include <stdint.h>
 
-// In the order of normtrain.kernels.rows.KINDS and of native.DTYPES.
+// The codes of normtrain/kernels/table.py and of backend.DTYPES.
 enum Kind { LAYER, DETACH, RMS, ADA, CRMS, L2, L1, TANH };
 enum Dtype { FLOAT32, BFLOAT16, FLOAT16 };
 
-// A row's statistics as kept between forward and backward: the first `columns(kind)` of these.
-//   layer, detach, ada, l1: mean, its correction, r, factor
-//   crms: sum, r, factor      l2: whether the length counts, r, factor      rms: r, factor
-inline int columns(int kind) {
-  switch (kind) {
-    case TANH: return 0;
-    case RMS: return 2;
-    case CRMS: case L2: return 3;
-    default: return 4;
-  }
-}
+// By code: a kind's name, and the statistics of a row saved for the backward, in this order.
+// tests/kernels/test_table.py compares this list with table.py.
+struct Saved {
+  const char* kind;
+  int count;
+  const char* names[4];
+};
+constexpr Saved SAVED[] = {
+    {"layer", 4, {"scale", "factor", "mean", "rest"}},
+    {"detach", 4, {"scale", "factor", "mean", "rest"}},
+    {"rms", 2, {"scale", "factor"}},
+    {"ada", 4, {"scale", "factor", "mean", "rest"}},
+    {"crms", 3, {"scale", "factor", "sum"}},
+    {"l2", 3, {"scale", "factor", "above_eps"}},
+    {"l1", 4, {"scale", "factor", "mean", "rest"}},
+    {"tanh", 0, {}},
+};
+inline int columns(int kind) { return SAVED[kind].count; }
 
 // Parameters and sums over rows are kept in whole blocks of the widest vectors.
 inline int64_t padded(int64_t d) { return (d + 31) / 32 * 32; }

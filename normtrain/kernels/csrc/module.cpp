@@ -334,6 +334,21 @@ PyObject* call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// [(kind, (statistic, ...)), ...] by code.
+PyObject* kinds(PyObject*, PyObject*) {
+  PyObject* list = PyList_New(0);
+  for (const Saved& saved : SAVED) {
+    PyObject* names = PyTuple_New(saved.count);
+    for (int i = 0; names && i < saved.count; i++)
+      PyTuple_SetItem(names, i, PyUnicode_FromString(saved.names[i]));
+    PyObject* item = names ? Py_BuildValue("(sN)", saved.kind, names) : nullptr;
+    if (!list || !item || PyList_Append(list, item) < 0) Py_CLEAR(list);
+    Py_XDECREF(item);
+    if (!list) return nullptr;
+  }
+  return list;
+}
+
 PyObject* isas(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
   for (const Isa* const* p = all_isas; names && *p; p++) {
@@ -366,6 +381,7 @@ PyObject* openmp(PyObject*, PyObject*) { return PyBool_FromLong(find_openmp()); 
 PyMethodDef methods[] = {
     {"forward", FAST(call<run_forward>), METH_FASTCALL, "Norm of rows; see native.py."},
     {"backward", FAST(call<run_backward>), METH_FASTCALL, "Its gradients; see native.py."},
+    {"kinds", kinds, METH_NOARGS, "Supported kinds by code, each with the saved statistics."},
     {"isas", isas, METH_NOARGS, "Instruction sets that this processor has, the best one first."},
     {"use_isa", use_isa, METH_O, "Use another of them; returns the name of the one before."},
     {"openmp", openmp, METH_NOARGS, "Whether the process has an OpenMP runtime to use."},

@@ -18,28 +18,25 @@ struct Row {
   float mean = 0, rest = 0;  // the mean in two parts, where the form subtracts it
   float r = 0, factor = 1;
   float sum = 0;     // of a row of crms
-  float counts = 1;  // 0 where l2's length is below eps
+  float above_eps = 1;  // 0 if the length of a row of l2 is below eps
 };
 
+// Write the statistics of a row in the order of SAVED.
 INLINE void pack(int kind, const Row& row, float* to) {
-  if (kind == RMS) {
-    to[0] = row.r, to[1] = row.factor;
-  } else if (kind == CRMS || kind == L2) {
-    to[0] = kind == CRMS ? row.sum : row.counts, to[1] = row.r, to[2] = row.factor;
-  } else if (kind != TANH) {
-    to[0] = row.mean, to[1] = row.rest, to[2] = row.r, to[3] = row.factor;
-  }
+  if (kind == TANH) return;
+  to[0] = row.r, to[1] = row.factor;
+  if (kind == CRMS) to[2] = row.sum;
+  else if (kind == L2) to[2] = row.above_eps;
+  else if (kind != RMS) to[2] = row.mean, to[3] = row.rest;
 }
 
 INLINE Row unpack(int kind, const float* from) {
   Row row;
-  if (kind == RMS) {
-    row.r = from[0], row.factor = from[1];
-  } else if (kind == CRMS || kind == L2) {
-    (kind == CRMS ? row.sum : row.counts) = from[0], row.r = from[1], row.factor = from[2];
-  } else if (kind != TANH) {
-    row.mean = from[0], row.rest = from[1], row.r = from[2], row.factor = from[3];
-  }
+  if (kind == TANH) return row;
+  row.r = from[0], row.factor = from[1];
+  if (kind == CRMS) row.sum = from[2];
+  else if (kind == L2) row.above_eps = from[2];
+  else if (kind != RMS) row.mean = from[2], row.rest = from[3];
   return row;
 }
 
@@ -74,7 +71,7 @@ INLINE bool plain_statistics(const Call& c, const typename T::E* x, Row& row) {
   }
   if (c.kind == L2) {
     float length = sqrtf(q);
-    row.counts = length >= c.eps;
+    row.above_eps = length >= c.eps;
     row.r = 1.0f / (length > c.eps ? length : c.eps);
     return q < BIG_SQUARE;
   }

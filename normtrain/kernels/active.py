@@ -1,7 +1,7 @@
-"""Which operations of torch a call runs, seen where they are dispatched.
+"""Which implementation actually runs: the operations that torch dispatches in a call.
 
-That is the only sure way to say what was measured: the same function of torch is another program
-by version, dtype and device.
+A benchmark has to report them, since one function of torch runs different kernels by version, dtype
+and device.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_UNTOLD = {"detach", "view", "_unsafe_view", "reshape", "t", "alias", "unsqueeze", "squeeze"}
+_VIEWS = {"detach", "view", "_unsafe_view", "reshape", "t", "alias", "unsqueeze", "squeeze"}
 
 
 class _Recorder(TorchDispatchMode):
@@ -29,28 +29,28 @@ class _Recorder(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         name = func.name().removeprefix("aten::").split(".")[0]
-        if name not in _UNTOLD:
+        if name not in _VIEWS:
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 
-def operations(call: Callable[[], object]) -> list[str]:
-    """Names of the operations that a call dispatches, in order, views left out.
+def dispatched_operations(call: Callable[[], object]) -> list[str]:
+    """Return the names of the operations that a call dispatches, in order, without views.
 
-    ``native_layer_norm`` is ATen's; those of other libraries have their namespace in front, as in
-    ``normtrain::rows_forward``. What `torch.compile` has compiled dispatches little or nothing.
+    ATen's names have no prefix (``native_layer_norm``), others have their namespace
+    (``normtrain::rows_forward``). A function compiled by `torch.compile` dispatches few or none.
     """
     with _Recorder() as recorder:
         call()
     return recorder.names
 
 
-def backend(norm: Callable[[Tensor], Tensor], x: Tensor) -> str:
-    """What runs a norm on ``(..., d)``: ``native``, ``triton``, ``aten`` or ``plain``.
+def active_backend(norm: Callable[[Tensor], Tensor], x: Tensor) -> str:
+    """Return what runs a norm: ``native``, ``triton``, ``aten`` or ``plain``.
 
     Args:
-        norm: the norm.
-        x: its input; the norm is run on it, and backwards if it requires a gradient.
+        norm: called with ``x``, and differentiated if the output requires a gradient.
+        x: input ``(..., d)``.
     """
 
     def step() -> None:
@@ -58,7 +58,7 @@ def backend(norm: Callable[[Tensor], Tensor], x: Tensor) -> str:
         if y.requires_grad:
             torch.autograd.grad(y.sum(), x, allow_unused=True)
 
-    names = operations(step)
+    names = dispatched_operations(step)
     if "normtrain::rows_forward" in names:
         return "native" if x.is_cpu else "triton"
     return "aten" if "native_layer_norm_backward" in names else "plain"

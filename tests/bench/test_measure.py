@@ -13,8 +13,8 @@ import torch
 from conftest import assert_misuse
 
 from normtrain import kernels
-from normtrain.bench import norms, show
-from normtrain.kernels import native, record
+from normtrain.bench import measure, show
+from normtrain.kernels import active, native
 from normtrain.norms import build_norm
 
 QUICK = ("--rounds", 2, "--seconds", 0.0001, "--shape", "8x16", "--no-inductor")
@@ -51,7 +51,7 @@ def test_the_table(command: Callable[..., Any]) -> None:
     ("words", "parts"),
     [
         (("--norm", "rmsnrm"), ("rmsnrm",)),
-        (("--backend", "cuda"), ("backend is one of", "'cuda'")),
+        (("--backend", "cuda"), ("backend must be one of", "'cuda'")),
         (("--dtype", "int8"), ("float32, bfloat16, float16", "'int8'")),
         (("--shape", "4096"), ("ROWSxDIM", "'4096'")),
         (("--shape", "0x4"), ("ROWSxDIM", "'0x4'")),
@@ -65,9 +65,9 @@ def test_what_does_not_exist_is_refused(
 
 def test_a_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    wanted = norms.settings(("rmsnorm",), ("plain",), ("float32",), ("4x8",), rounds=1,
+    wanted = measure.settings(("rmsnorm",), ("plain",), ("float32",), ("4x8",), rounds=1,
                             seconds=1e-5, inductor=False)  # fmt: skip
-    show.plot(list(norms.measure(wanted)), tmp_path / "norms.svg")
+    show.plot(list(measure.measure(wanted)), tmp_path / "norms.svg")
     assert (
         "F.layer_norm = 1" in (tmp_path / "norms.svg").read_text(encoding="utf-8")
         or (tmp_path / "norms.svg").stat().st_size
@@ -78,12 +78,12 @@ def test_what_runs_is_seen_not_guessed() -> None:
     x = torch.randn(4, 16, requires_grad=True)
     for backend, want in (("plain", "plain"), ("aten", "aten")):
         with kernels.use(backend):
-            assert record.backend(build_norm("rmsnorm", 16), x) == want
-            assert norms.what_runs("rmsnorm").startswith(f"{want} on CPU")
+            assert active.active_backend(build_norm("rmsnorm", 16), x) == want
+            assert measure.what_runs("rmsnorm").startswith(f"{want} on CPU")
     if native.unavailable() is None:
         with kernels.use("native"):
-            assert norms.what_runs("layernorm").startswith("native (")
-            assert norms.what_runs("linfnorm").startswith("plain on CPU")
+            assert measure.what_runs("layernorm").startswith("native (")
+            assert measure.what_runs("linfnorm").startswith("plain on CPU")
 
 
 def test_norms_show_says_what_runs(command: Callable[..., Any]) -> None:

@@ -24,7 +24,8 @@ from torch.nn import functional
 
 from normtrain import kernels
 from normtrain.errors import UserError
-from normtrain.kernels import choice, record
+from normtrain.kernels import choice, native
+from normtrain.kernels.active import active_backend, dispatched_operations
 from normtrain.norms import NormSpec, build_norm, norm_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,13 +114,13 @@ def what_runs(name: str) -> str:
         x = torch.randn(4, 64, device=device, requires_grad=True)
         try:
             norm = build_norm(name, 64, device=device)
-            by = record.backend(norm, x)
+            by = active_backend(norm, x)
         except UserError:  # a backend was asked for that there isn't
             raise
         except Exception as error:
             by = f"unknown ({type(error).__name__}: {error})"
         if by == "native":
-            by += f" ({kernels.native.description()})"
+            by += f" ({native.description()})"
         found.append(f"{by} on {device.upper()}")
     return ", ".join(found)
 
@@ -155,8 +156,9 @@ def settings(
             raise UserError(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
     names_of_dtypes = dtypes or ("float32", "bfloat16")
     sizes = tuple(_shape(text) for text in shapes) or SHAPES
-    usable = [name for name in ("native", "triton") if not isinstance(choice.module(name), str)]
-    names = tuple(choice.checked(name, "backend") for name in backends or ("aten", *usable))
+    fused = ("native", "triton")
+    usable = [name for name in fused if not isinstance(choice.load_backend(name), str)]
+    names = tuple(choice.check_backend(name, "backend") for name in backends or ("aten", *usable))
     made = Settings(checked, names, names_of_dtypes, sizes, **others)
     if made.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device cuda needs a CUDA device; there is none")
@@ -266,7 +268,7 @@ def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator
         with _in_force(arm):
             forward, both = _steps(arm, x, grad)
             both()
-            told[name] = tuple(dict.fromkeys(record.operations(both)))
+            told[name] = tuple(dict.fromkeys(dispatched_operations(both)))
             steps[name] = forward, both
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(1)
@@ -328,8 +330,7 @@ def versions(device: str) -> dict[str, Any]:
             facts[name] = None
     facts["threads"] = torch.get_num_threads()
     facts["device"] = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    native = choice.module("native")
-    facts["native"] = native if isinstance(native, str) else native.description()
+    facts["native"] = native.unavailable() or native.description()
     return facts
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normtrain import kernels
-from normtrain.kernels import formulas, reference
+from normtrain.kernels import aten, formulas
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -44,9 +44,9 @@ def test_rms_backward(
     upstream = torch.randn(2, 4, 9, dtype=torch.float64)
     x, gain, offset = leaves
     assert x is not None
-    stats = reference.rms_statistic(x, 1e-3, first)
-    fast = reference.RMSNormFunction.apply(x, gain, offset, *stats, 1e-3, first)
-    plain = formulas.plain_rms_norm(x, gain, offset, 1e-3, first)
+    stats = aten.rms_statistic(x, 1e-3, first)
+    fast = aten.RMSNormFunction.apply(x, gain, offset, *stats, 1e-3, first)
+    plain = formulas.rms_norm(x, gain, offset, 1e-3, first)
     torch.testing.assert_close(fast, plain)
     wanted = _gradients(plain, leaves, upstream)
     # asked for a graph of the gradient, the backward takes another way to the same numbers
@@ -68,9 +68,9 @@ def test_only_what_is_asked_for_is_computed(frozen: int, first: int) -> None:
 @pytest.mark.parametrize(("c", "k"), [(1.0, 0.1), (2.0, 0.4), (0.5, 0.0)])
 def test_ada_backward(c: float, k: float) -> None:
     x, upstream = _leaf(2, 4, 9), torch.randn(2, 4, 9, dtype=torch.float64)
-    stats = reference.ada_statistics(x, 1e-3, c)
-    fast = reference.AdaNormFunction.apply(x, *stats, 1e-3, c, k)
-    plain = formulas.plain_ada_norm(x, 1e-3, c, k)
+    stats = aten.ada_statistics(x, 1e-3, c)
+    fast = aten.AdaNormFunction.apply(x, *stats, 1e-3, c, k)
+    plain = formulas.ada_norm(x, 1e-3, c, k)
     torch.testing.assert_close(fast, plain)
     (wanted,) = _gradients(plain, [x], upstream)
     for graph in (True, False):
@@ -83,7 +83,7 @@ def test_plain_layer_norm_is_torchs(mode: str) -> None:
     eps = 1e-3 if mode == "inside" else 1e-12
     expected = torch.nn.functional.layer_norm(x, (9,), weight, bias, eps)
     torch.testing.assert_close(
-        formulas.plain_layer_norm(x, weight, bias, eps, mode), expected, rtol=1e-7, atol=1e-9
+        formulas.layer_norm(x, weight, bias, eps, mode), expected, rtol=1e-7, atol=1e-9
     )
 
 
@@ -140,16 +140,6 @@ def test_what_is_kept_for_the_backward() -> None:
         assert sum(t.numel() for t in saved if t.numel() != x.numel()) <= 64 + 2 * 16
 
 
-def test_the_choice_is_named() -> None:
-    x = torch.randn(2, 4)
-    assert kernels.chosen(x, "layer_norm") == "aten"
-    assert kernels.chosen(x, "rms_norm") == "function"
-    assert kernels.chosen(x, "ada_norm") == "function"
-    assert kernels.chosen(x, "layer_norm", "outside") == "plain"
-    for op in ("detach_norm", "crms_norm", "l2_norm", "lp_norm", "squash"):
-        assert kernels.chosen(x, op) == "plain"
-
-
 def test_ordinary_rows_take_the_fast_way_and_others_the_plain_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -165,21 +155,21 @@ def test_ordinary_rows_take_the_fast_way_and_others_the_plain_one(
 
         monkeypatch.setattr(formulas, name, counted)
 
-    for name in ("plain_layer_norm", "plain_rms_norm", "plain_ada_norm"):
+    for name in ("layer_norm", "rms_norm", "ada_norm"):
         count(name)
     far = 1e7 + torch.tensor([[0.0, 1.0, 0.0, 3.0]])  # x * rstd - mean * rstd would be noise
     large, ordinary = torch.tensor([[1e12, 1.0, 0.0, 2.0]]), torch.randn(3, 4) * 1e3 + 1e4
     for x, want in ((ordinary, 0), (large, 1), (far, 1), (torch.zeros(0, 4), 0)):
         for name, call in (
-            ("plain_layer_norm", lambda x: kernels.layer_norm(x, None, None, 1e-5)),
-            ("plain_ada_norm", lambda x: kernels.ada_norm(x, 1e-5, 1.0, 0.1)),
-            ("plain_rms_norm", lambda x: kernels.rms_norm(x, None, None, 1e-5)),
+            ("layer_norm", lambda x: kernels.layer_norm(x, None, None, 1e-5)),
+            ("ada_norm", lambda x: kernels.ada_norm(x, 1e-5, 1.0, 0.1)),
+            ("rms_norm", lambda x: kernels.rms_norm(x, None, None, 1e-5)),
         ):
             taken.clear()
             y = call(x)
             assert y.shape == x.shape
             # the formula of AdaNorm calls LayerNorm's
-            expected = want if name != "plain_rms_norm" or x is not far else 0
+            expected = want if name != "rms_norm" or x is not far else 0
             assert taken.count(name) == expected, (name, x)
 
 
