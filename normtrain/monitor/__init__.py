@@ -1,1 +1,1 @@
-"""Measure what each norm of a model sees, and log it while a model trains."""
+"""Measure the inputs, outputs and gradients of each norm while a model trains."""

@@ -1,4 +1,4 @@
-"""``NormMonitor``: what each norm of a model sees in training, and a word when that goes wrong."""
+"""``NormMonitor``: log statistics of each norm in training, and warn when they go wrong."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ from normtrain.swap.callback.flavours import callback_class
 
 
 class NormWarning(UserWarning):
-    """A norm's input, output or gain has collapsed or exploded, or a norm can't be seen."""
+    """A norm's input, output or gain has collapsed or exploded, or a norm was not measured."""
 
 
 class NormMonitorHooks:
-    """Reports on every norm of the model each `every` optimizer steps, to every logger.
+    """Logs statistics of every norm of the model every `every` optimizer steps, to all loggers.
 
-    In steps `every`, 2 * `every`, … it looks at one batch (the first, where gradients are
+    In steps `every`, 2 * `every`, … it measures one batch (the first, if gradients are
     accumulated) and logs for each norm, as ``norms/<module name>/<number>``:
 
     ==================  ==========================================================================
     ``input_mean``      mean of all input values
     ``input_rms``       their root mean square
     ``input_std``       their standard deviation
-    ``near_zero_rows``  share of the rows (what is normalised together: a position's features, a
+    ``near_zero_rows``  share of the rows (values normalized together: a position's features, a
                         batch norm's channel, a group) whose variance is below `near_zero`
     ``output_rms``      root mean square of the output
     ``gain_mean``, ``gain_min``, ``gain_max``, ``gain_std``
                         of the gain (Gemma's stored ``w`` counts as ``1 + w``); absent without one
-    ``gradient_norm``   Euclidean norm of the loss's gradient by the output, the loss as the
-                        training step returned it: loss scaling and accumulation are undone;
-                        absent where the output is the input itself
+    ``gradient_norm``   Euclidean norm of the gradient with respect to the output, of the loss
+                        that the training step returned: loss scaling and accumulation are
+                        undone; absent if the output is the input itself
     ==================  ==========================================================================
 
     `last` holds the newest numbers as ``{module name: {number: float}}`` and `step` their step.
 
-    Norms are this package's, PyTorch's, and every module whose class has "norm" in its name, whose
-    input and output are one tensor each of the same shape. A norm used several times in a step is
-    reported once, over all uses; one that was not called is left out. With several ranks the
-    numbers are those of rank 0's batch, and only rank 0 measures, logs, warns and has `last`.
+    Norms are this package's, PyTorch's, and every module with "norm" in its class name whose input
+    and output are one tensor each of the same shape. A norm called several times in a step is
+    reported once, over all calls; one that is not called is not reported. With several ranks, only
+    rank 0 measures its batch, logs, warns and has `last`.
 
     Hooks are in the model only while a step is measured: other steps, validation and testing run
-    as without the monitor, and the results of training are the same bit for bit. The device is
-    waited for once in a step measured.
+    as without the monitor, and training is bitwise identical. The host waits for the device once
+    in a measured step.
 
-    Norms inside code that ``torch.compile`` made call no hooks and are not seen, which is warned
-    about once. With ``eager=True`` the steps measured run without ``torch.compile`` (slower, and
-    rounded as uncompiled code rounds), so that all are seen.
+    Norms in code compiled by ``torch.compile`` call no hooks and are not measured, which gives one
+    warning. With ``eager=True`` measured steps run without ``torch.compile`` (slower, and rounded
+    as uncompiled code), so that all norms are measured.
 
-    A `NormWarning` names a layer and a number, once for each layer and kind: **collapse** if the
-    input's or the output's RMS is below `collapse` (an output that is exactly zero is taken for a
-    gain that starts there), or if more than half of the rows are near zero; **explosion** if one of
-    the two, or a gain, is above `explosion` or any number is not finite (an infinite gradient is
-    what loss scaling tries out, and no explosion there).
+    A `NormWarning` names a norm and a number, once for each norm and problem: **collapse** if the
+    input's or the output's RMS is below `collapse` (except an output that is exactly zero, as from
+    a gain that starts at zero), or if more than half of the rows are near zero; **explosion** if
+    either RMS or a gain is above `explosion`, or any number is NaN or Inf (except gradients under
+    loss scaling).
 
     Args:
         every: optimizer steps between two measurements.
-        near_zero: the variance below which a row counts as near zero.
-        collapse: the RMS below which is warned.
-        explosion: the RMS and gain above which is warned.
-        eager: whether steps measured run without ``torch.compile``.
+        near_zero: rows with a variance below this count as near zero.
+        collapse: warn if an RMS is below this.
+        explosion: warn if an RMS or a gain is above this.
+        eager: whether measured steps run without ``torch.compile``.
 
     Raises:
         UserError: an argument is out of range; when training starts, if the model has no norm.
@@ -84,9 +84,9 @@ class NormMonitorHooks:
     ) -> None:
         super().__init__()
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-            raise UserError(f"every must be a whole number of steps, at least 1, not {every!r}")
+            raise UserError(f"every must be an integer >= 1, got {every!r}")
         if not isinstance(eager, bool):
-            raise UserError(f"eager must be true or false, not {eager!r}")
+            raise UserError(f"eager must be True or False, got {eager!r}")
         self.every, self.eager = every, eager
         self.near_zero = positive("near_zero", near_zero)
         self.collapse = positive("collapse", collapse)
@@ -103,57 +103,56 @@ class NormMonitorHooks:
         self._measured: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but a measurement under way and what Lightning lends of the model."""
+        """Exclude a measurement in progress and the attributes that Lightning sets during hooks."""
         lent = ("log", "log_dict")
         away = dict.fromkeys(("_watch", "_loss_scale", "_stance", "_measured"))
         return {key: v for key, v in vars(self).items() if key not in lent} | away
 
     @property
     def state_key(self) -> str:
-        """Where a checkpoint keeps the state: the same whatever the arguments and flavour."""
+        """The callback's key in checkpoints: the same for all arguments and flavours."""
         return "NormMonitor"
 
     def state_dict(self) -> dict[str, Any]:
-        """The newest numbers and their step, and the step up to which nothing is due."""
+        """Return the newest numbers, their step, and the last step that was considered."""
         return {"last": self.last, "step": self.step, "reached": self._reached}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was."""
+        """Restore the state of a checkpoint."""
         self.last, self.step = state_dict["last"], state_dict["step"]
         self._reached = state_dict["reached"]
 
     def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Drop what an interrupted run may have left."""
+        """Remove hooks that an interrupted run may have left."""
         self._stop()
 
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Find the norms.
+        """Check that there are norms.
 
         Raises:
             UserError: there are none.
         """
         if not norm_layers(pl_module):
             raise UserError(
-                f"NormMonitor finds no norm in {type(pl_module).__name__}: no module of PyTorch's "
-                f"or normtrain's norms, nor of a class with 'norm' in its name; take it out of "
-                f"the callbacks"
+                f"NormMonitor found no norm in {type(pl_module).__name__}: no norm of PyTorch or "
+                f"normtrain, and no class with 'norm' in its name; remove the callback"
             )
-        # A Trainer of its own starts again at 0.
+        # A new Trainer starts again at 0.
         if self._reached is None or self._reached > trainer.global_step:
             self._reached = trainer.global_step
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
     ) -> None:
-        """Begin to measure when it is time."""
+        """Start measuring if this step is due."""
         self._stop()
         assert self._reached is not None
         step = trainer.global_step + 1
-        # Several optimizers take several steps a batch, so a multiple may be jumped over.
+        # With several optimizers a batch takes several steps, so a multiple may be skipped.
         if step // self.every <= self._reached // self.every:
             return
         self._measured = step
-        if self.eager:  # on every rank: they must all communicate alike
+        if self.eager:  # on every rank, for the same collectives
             self._stance = ExitStack()
             self._stance.enter_context(torch.compiler.set_stance("force_eager"))
         if trainer.is_global_zero:
@@ -164,7 +163,7 @@ class NormMonitorHooks:
     def on_train_batch_end(
         self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Finish measuring: log, and warn where something is wrong."""
+        """Finish measuring: log, and warn of problems."""
         if self._measured is None:
             return
         watch, scale, self._reached = self._watch, self._loss_scale, self._measured
@@ -178,11 +177,11 @@ class NormMonitorHooks:
         self._warn_of_unseen(watch.layers)
         tries_scales = _scaler(trainer) is not None
         for name, numbers in self.last.items():
-            for kind, what in self._troubles(numbers, tries_scales):
+            for kind, what in self._problems(numbers, tries_scales):
                 self._warn((name, kind), f"step {self.step}, norm {name}: {kind}, {what}")
 
-    def _troubles(self, numbers: Numbers, tries_scales: bool) -> Iterator[tuple[str, str]]:
-        """The kind of what is wrong with one norm, and the number that says so."""
+    def _problems(self, numbers: Numbers, tries_scales: bool) -> Iterator[tuple[str, str]]:
+        """Yield the problems of one norm, each with the number that shows it."""
         limit = self.explosion
         gain = max(abs(numbers.get("gain_min", 0.0)), abs(numbers.get("gain_max", 0.0)))
         sizes = {
@@ -191,7 +190,7 @@ class NormMonitorHooks:
             "the largest gain": gain,
         }
         for what, value in sizes.items():
-            if not value <= limit:  # not a number is neither below nor above
+            if not value <= limit:  # also NaN
                 yield "explosion", f"{what} is {value:.4g}, above {limit:g}"
         gradient = numbers.get("gradient_norm", 0.0)
         if not math.isfinite(gradient) and not tries_scales:
@@ -213,14 +212,14 @@ class NormMonitorHooks:
 
     def _warn_of_unseen(self, layers: list[Layer]) -> None:
         unseen = [layer for layer in layers if layer.name not in self.last]
-        if self.last:  # some norms may rightly rest, those of experts for example
+        if self.last:  # some norms may not be called in every step, such as those of experts
             unseen = [layer for layer in unseen if layer.compiled]
         if unseen:
-            how = "" if self.eager else "; if that is due to torch.compile, eager=True shows them"
+            how = "" if self.eager else "; if that is due to torch.compile, use eager=True"
             self._warn(
                 ("", "unseen"),
-                f"step {self.step}: {len(unseen)} of {len(layers)} norms were not seen to be "
-                f"called, {unseen[0].name} among them{how}",
+                f"step {self.step}: {len(unseen)} of {len(layers)} norms were not measured, "
+                f"{unseen[0].name} among them{how}",
             )
 
     def _warn(self, key: tuple[str, str], text: str) -> None:
@@ -229,7 +228,7 @@ class NormMonitorHooks:
             warnings.warn(f"NormMonitor, {text}", NormWarning, stacklevel=3)
 
     def _stop(self) -> None:
-        """Take every hook out of the model, and let torch.compile be."""
+        """Remove every hook, and restore torch.compile's stance."""
         if self._watch is not None:
             self._watch.close()
         if self._stance is not None:
@@ -237,29 +236,29 @@ class NormMonitorHooks:
         self._watch = self._stance = self._loss_scale = self._measured = None
 
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Stop what a skipped batch has left."""
+        """Remove the hooks of a skipped batch."""
         self._stop()
 
     def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Stop what a skipped batch has left."""
+        """Remove the hooks of a skipped batch."""
         self._stop()
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
-        """Stop."""
+        """Remove the hooks."""
         self._stop()
 
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Stop."""
+        """Remove the hooks."""
         self._stop()
 
 
 def _scaler(trainer: Any) -> Any:
-    """What multiplies the loss in float16 training; None in any other."""
+    """Return the loss scaler of float16 training; None otherwise."""
     return getattr(trainer.precision_plugin, "scaler", None)
 
 
 def _loss_scale(trainer: Any) -> Tensor:
-    """What Lightning multiplies the training step's loss by, ``()``, where the model is."""
+    """Return the factor of the training step's loss, ``()``, on the model's device."""
     one = torch.ones((), device=trainer.strategy.root_device)
     scaler = _scaler(trainer)
     whole = one if scaler is None else scaler.scale(one)
@@ -270,7 +269,7 @@ if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
     class NormMonitor(NormMonitorHooks, Callback):
-        """See `NormMonitorHooks`."""
+        """`NormMonitorHooks` as a callback."""
 
 
 def __getattr__(name: str) -> Any:

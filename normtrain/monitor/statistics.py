@@ -1,4 +1,4 @@
-"""What the norms of a model see in one training step: found, watched by hooks, and added up."""
+"""Find the norms of a model, and compute statistics of their calls with hooks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _KNOWN = (
     _BatchNorm,
     _InstanceNorm,
 )
-# "NormalHead" is no norm, "Normalize" is one.
+# Not "NormalHead", but "Normalize".
 _NAMED = re.compile(r"norm(?!al(?!i[sz]))", re.IGNORECASE)
 _GAINS = ("weight", "gamma", "gain", "scale", "g")
 
@@ -42,11 +42,11 @@ class Layer:
     """A norm of a model.
 
     Attributes:
-        name: its module name, without the wrappers' parts.
-        module: itself.
+        name: its module name, without the parts that wrappers add.
+        module: the norm.
         compiled: whether it is in a module that runs through ``torch.compile``.
-        offset: what its stored weight lacks to be the gain (1.0 for Gemma's ``1 + w``).
-        channels_first: whether the axis it normalises is axis 1.
+        offset: what is added to the stored weight to get the gain (1.0 for Gemma's ``1 + w``).
+        channels_first: whether the normalized axis is axis 1.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Layer:
 
 
 def norm_layers(model: nn.Module) -> list[Layer]:
-    """The norms of a model: this package's, PyTorch's, and modules whose class is called a norm.
+    """List the norms of a model: this package's, PyTorch's, and modules of a class named norm.
 
-    A module called so is none if it holds a norm or a matrix, or is a parametrization of a weight.
-    A norm used at several places is one layer, under its first name.
+    A module of such a class is not listed if it contains a norm or a matrix, or parametrizes a
+    weight. A norm used at several places is one layer, with its first name.
     """
     modules = dict(model.named_modules())
     norms = [name for name, module in modules.items() if _is_norm(name, module)]
@@ -108,14 +108,14 @@ def _is_norm(name: str, module: nn.Module) -> bool:
 def _offset_and_axis(module: nn.Module) -> tuple[float, bool]:
     try:
         facts = read(module)
-    except UserError:  # it can't be replaced by another norm, but it can be watched
+    except UserError:  # it cannot be replaced, but it can be measured
         facts = None
     return (0.0, False) if facts is None else (facts.offset, facts.channels_first)
 
 
 @dataclass
 class _Use:
-    """What one call of a norm gave: its layer's name, its input's size, and numbers to fetch."""
+    """One call of a norm: its layer's name, its input's size, and the numbers to fetch."""
 
     layer: str
     size: int
@@ -123,14 +123,14 @@ class _Use:
 
 
 class Watch:
-    """Looks at norms until it is closed; the model computes what it computes without.
+    """Measures norms until it is closed, without changing what the model computes.
 
     Nothing waits for the device until `numbers`, which fetches everything at once.
 
     Args:
         layers: the norms.
-        near_zero: a row counts as near zero if its variance is below.
-        abandoned: whether the step was given up; the next call of a norm then closes the watch.
+        near_zero: rows with a variance below this count as near zero.
+        abandoned: returns whether the step was interrupted; the next call then closes the watch.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class Watch:
         self.handles = []
 
     def see(self, layer: Layer, inputs: list[Any], output: Any) -> None:
-        """Take the statistics of one call, unless it is not that of a norm."""
+        """Compute the statistics of one call, if it has one input of the output's shape."""
         tensors = [_local(value) for value in inputs if isinstance(value, Tensor)]
         y = _local(output) if isinstance(output, Tensor) else None
         if len(tensors) != 1 or y is None or not _plain(tensors[0]) or tensors[0].shape != y.shape:
@@ -162,7 +162,7 @@ class Watch:
             numbers |= _gain_numbers(layer)
         use = _Use(layer.name, y.numel(), numbers)
         self.uses.append(use)
-        # A norm that gives its input back has no gradient of its own.
+        # A norm that returns its input has no gradient of its own.
         if output.requires_grad and all(output is not value for value in inputs):
 
             def take(gradient: Tensor) -> None:
@@ -173,7 +173,7 @@ class Watch:
             self.handles.append(output.register_hook(take))
 
     def numbers(self, loss_scale: Tensor | None = None) -> dict[str, Numbers]:
-        """What was seen, by layer and name; gradients divided by a factor that the loss had."""
+        """Return the numbers by layer and name, gradients divided by the loss's factor."""
         flat = [tensor for use in self.uses for tensor in use.numbers.values()]
         values = _fetch([*flat, *([] if loss_scale is None else [loss_scale])])
         scale = 1.0 if loss_scale is None else values.pop()
@@ -187,13 +187,13 @@ class Watch:
 
 
 class _Hook:
-    """A forward hook that copies and pickles of the model get as one that does nothing."""
+    """A forward hook that does nothing in copies and pickles of the model."""
 
     def __init__(self, watch: Watch, layer: Layer) -> None:
         self.watch, self.layer = watch, layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        # A compiler that meets the hook must find nothing in it that would break its graph.
+        # Traced by a compiler, the hook must not break the graph.
         if torch.compiler.is_compiling():
             return
         if self.watch.abandoned():
@@ -210,16 +210,16 @@ def _copied() -> Callable:
 
 
 def _do_nothing(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-    """What a hook becomes in a copy of the model."""
+    """Do nothing: the hook in a copy of the model."""
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor that is spread over several."""
+    """Return this rank's part of a sharded tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _plain(x: Tensor) -> bool:
-    """Whether there are values to look at."""
+    """Return whether the values of a tensor can be read."""
     return (
         x.is_floating_point()
         and x.numel() > 0
@@ -230,14 +230,14 @@ def _plain(x: Tensor) -> bool:
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``x`` over its greatest size, so that no square leaves the range, and that size."""
+    """Return ``x`` divided by its largest magnitude, so that squares stay in range, and that."""
     wide = x.to(stats_dtype(x))
     size = torch.linalg.vector_norm(wide, ord=math.inf).clamp(min=torch.finfo(wide.dtype).tiny)
     return wide / size, size
 
 
 def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of all values."""
+    """Return the Euclidean norm of all values."""
     wide, size = _scaled(x)
     return torch.linalg.vector_norm(wide) * size
 
@@ -256,7 +256,7 @@ def _input_numbers(layer: Layer, x: Tensor, near_zero: float) -> dict[str, Tenso
 
 
 def _rows(layer: Layer, x: Tensor) -> Tensor:
-    """The values as ``(rows, size)``, a row being what is normalised together."""
+    """Return the values as ``(rows, size)``; a row is normalized together."""
     module, name = layer.module, type(layer.module).__name__
     if isinstance(module, _BatchNorm | BatchNormBase) or ("BatchNorm" in name and x.dim() > 1):
         return x.transpose(0, 1).flatten(1)
@@ -287,7 +287,7 @@ def _gain_numbers(layer: Layer) -> dict[str, Tensor]:
 
 
 def _fetch(tensors: list[Tensor]) -> list[float]:
-    """The values of 0-d tensors, in one transfer from each device."""
+    """Return the values of 0-d tensors, with one transfer from each device."""
     places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for index, tensor in enumerate(tensors):
         places.setdefault((tensor.device, tensor.dtype), []).append(index)
@@ -300,7 +300,7 @@ def _fetch(tensors: list[Tensor]) -> list[float]:
 
 
 def _together(uses: list[tuple[int, Numbers]]) -> Numbers:
-    """The numbers of all uses of one norm in a step, as if they had been one."""
+    """Combine the numbers of all calls of one norm in a step, as if they had been one."""
     if len(uses) == 1:
         return uses[0][1]
     whole = sum(size for size, _ in uses)

@@ -170,7 +170,7 @@ def test_compiled_norms_are_not_seen_and_that_is_said(how: str) -> None:
         run = net
         net.forward = torch.compile(net.forward, backend="eager", fullgraph=True)
     monitor, eager = NormMonitor(every=1), NormMonitor(every=1, eager=True)
-    with pytest.warns(NormWarning, match=r"of 2 norms were not seen.*net\.norm1.*eager=True"):
+    with pytest.warns(NormWarning, match=r"of 2 norms were not measured.*net\.norm1.*eager=True"):
         fit(Task(run), monitor)
     assert set(monitor.last) == ({"net.norm2"} if how == "part" else set())
     with warnings.catch_warnings():
@@ -252,14 +252,14 @@ def test_an_infinite_gradient() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every must be a whole number of steps, at least 1, not 0"),
-        ({"every": 2.0}, "every must be a whole number"),
-        ({"every": True}, "every must be a whole number"),
+        ({"every": 0}, "every must be an integer >= 1, got 0"),
+        ({"every": 2.0}, "every must be"),
+        ({"every": True}, "every must be"),
         ({"near_zero": 0}, "near_zero must be above 0"),
         ({"collapse": math.nan}, "collapse must be above 0"),
         ({"explosion": "big"}, "explosion must be a number above 0"),
         ({"collapse": 2.0, "explosion": 1.0}, r"collapse \(2.0\) must be below explosion \(1.0\)"),
-        ({"eager": 1}, "eager must be true or false"),
+        ({"eager": 1}, "eager must be True or False"),
     ],
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
@@ -268,5 +268,5 @@ def test_bad_arguments(options: dict[str, Any], message: str) -> None:
 
 
 def test_a_model_without_norms_is_refused() -> None:
-    with pytest.raises(UserError, match="NormMonitor finds no norm in Task"):
+    with pytest.raises(UserError, match="NormMonitor found no norm in Task"):
         fit(Task(nn.Linear(8, 8)), NormMonitor())
