@@ -22,7 +22,7 @@ from encoders import (
     put,
     swapped,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from normtrain.swap.fast_path import disable_fast_path
@@ -72,16 +72,6 @@ def test_a_layer_by_itself(norm: str) -> None:
 
 LEFT = PADDING.flip(1)
 FLOATS = torch.zeros(PADDING.shape).masked_fill(PADDING, float("-inf"))
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt", "l1norm", "adanorm"])
-@pytest.mark.parametrize("padding", [PADDING, LEFT, FLOATS], ids=["right", "left", "floats"])
-@pytest.mark.parametrize("mask_check", [True, False])
-def test_kinds_of_padding(norm: str, padding: Tensor, mask_check: bool) -> None:
-    model, touched = swapped(norm, mask_check=mask_check)
-    disable_fast_path(model, touched)
-    check_contexts(model, inputs(), src_key_padding_mask=padding)
 
 
 @pytest.mark.extended

@@ -19,7 +19,6 @@ from encoders import (
     NORMS,
     PADDING,
     QUIET,
-    TIME,
     build,
     check_contexts,
     encoder,
@@ -100,14 +99,6 @@ def test_a_norm_inside_another_module() -> None:
     check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
 
-def test_layernorm_over_two_axes() -> None:
-    """The kernel knows only the one over features."""
-    model = encoder()
-    model.layers[0].norm1 = nn.LayerNorm((TIME, DIM))
-    assert disable_fast_path(model, [model.layers[0].norm1]) == ["layers.0"]
-    check_contexts(model, inputs())
-
-
 def test_layers_without_a_fast_path_are_not_named() -> None:
     model, touched = swapped("rmsnorm", activation=F.silu)
     assert disable_fast_path(model, touched) == []
@@ -129,17 +120,6 @@ class Plain(nn.TransformerEncoderLayer):
     """A subclass that inherits it all."""
 
 
-class Block(nn.Module):
-    """No encoder layer of torch's, though put into its encoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(DIM)
-
-    def forward(self, src: Tensor, **_: Any) -> Tensor:
-        return src + self.norm(src)
-
-
 @pytest.mark.parametrize("kind", [Logged, Plain])
 @pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt"])
 def test_subclasses(kind: type[nn.TransformerEncoderLayer], norm: str) -> None:
@@ -148,15 +128,6 @@ def test_subclasses(kind: type[nn.TransformerEncoderLayer], norm: str) -> None:
     assert len(disable_fast_path(model, put(list(model.layers), norm))) == 2
     for masks in MASKS.values():
         check_contexts(model, inputs(), **masks)
-
-
-def test_other_blocks_in_an_encoder_get_no_nested_tensor() -> None:
-    model = encoder()
-    model.layers[1] = Block()
-    model.layers[1].norm = build("rmsnorm")
-    assert disable_fast_path(model, [model.layers[1].norm]) == []
-    assert not model.use_nested_tensor
-    check_contexts(model, inputs(), src_key_padding_mask=PADDING)
 
 
 @pytest.mark.extended
@@ -169,17 +140,6 @@ def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
     assert disable_fast_path(decoder, [*touched, decoder.norm]) == []
     assert [dict(vars(module)) for module in decoder.modules()] == before
     check_contexts(decoder, inputs(), inputs(), tgt_mask=CAUSAL, memory_key_padding_mask=PADDING)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("norm", ["rmsnorm:bias=true", "rmsnorm", "dyt", "layernorm"])
-def test_the_whole_transformer(norm: str) -> None:
-    model = nn.Transformer(DIM, 4, 2, 2, 24, dropout=0.0, batch_first=True)
-    touched = put(list(model.encoder.layers), norm)
-    touched += put(list(model.decoder.layers), norm, ("norm1", "norm2", "norm3"))
-    model.encoder.norm, model.decoder.norm = build(norm), build(norm)
-    assert disable_fast_path(model, touched) == ["encoder.layers.0", "encoder.layers.1"]
-    check_contexts(model, inputs(), inputs(), src_key_padding_mask=PADDING, tgt_mask=CAUSAL)
 
 
 # What it survives.
@@ -232,21 +192,6 @@ def test_compiled(norm: str, when: str) -> None:
     torch.compiler.reset()
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype: torch.dtype) -> None:
-    for norm in SURVIVORS:
-        model, touched = swapped(norm)
-        disable_fast_path(model.to(dtype), touched)
-        x = inputs().to(dtype)
-        for masks in MASKS.values():
-            expected = in_training(model, x, **masks)
-            with torch.no_grad():
-                found = model.eval()(x, **masks)
-            wanted = 0.02 if dtype is torch.bfloat16 else 1e-12
-            assert (found - expected).norm() < wanted * expected.norm()
-
-
 # Another torch.
 
 
@@ -277,15 +222,3 @@ def test_this_torch_asks_for_them() -> None:
     assert 0 < source.index("self.activation_relu_or_gelu") < source.index("self.norm1.eps")
     source = inspect.getsource(nn.TransformerEncoder.forward)
     assert 0 < source.index("self.use_nested_tensor") < source.index("first_layer.norm1")
-
-
-def test_the_maths_of_the_activation_stay() -> None:
-    """The attribute that is set does not choose the activation."""
-    for activation, function in (("relu", F.relu), ("gelu", F.gelu), (nn.GELU(), F.gelu)):
-        model, touched = swapped("rmsnorm", activation=activation)
-        before = in_training(model, x := inputs())
-        disable_fast_path(model, touched)
-        probe = torch.randn(7)
-        assert torch.equal(model.layers[0].activation(probe), function(probe))
-        with torch.no_grad():
-            torch.testing.assert_close(model.eval()(x), before, rtol=1e-5, atol=1e-5)

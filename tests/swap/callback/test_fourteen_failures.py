@@ -1,6 +1,6 @@
-"""Fourteen ways in which a swap of norms fails silently elsewhere, each impossible or refused here.
+"""Failures of a swap of norms that are silent elsewhere, and prevented or refused here.
 
-The numbers are those of docs/existing-project.md.
+The numbers are those of docs/existing-project.md; 5, 6 and 13 are in test_norm_swap_resume.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import spawn_worker
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import Precision
 from swapping import Task, data, fit, kinds, trained, trainer
 from torch import Tensor, nn
@@ -113,18 +111,6 @@ def test_04_norms_with_the_same_keys_do_not_load_each_other(
     with pytest.raises(UserError, match=rf"saved with {first}.*has {second.partition(':')[0]}"):
         trainer(NormSwap(second)).test(Task(), data(), ckpt_path=path)
     assert kinds(load_checkpoint(Task, path)) == kinds(old)
-
-
-def test_05_norms_with_other_keys_fail_with_both_names(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    trained(path, NormSwap("rmsnorm"))
-    with pytest.raises(UserError, match=r"saved with rmsnorm:eps=1e-05 at net\.1.*has layernorm"):
-        fit(Task(), NormSwap("layernorm"), max_epochs=2, ckpt_path=path)
-
-
-def test_06_callbacks_that_copy_the_model_come_after() -> None:
-    with pytest.raises(UserError, match="EMAWeightAveraging comes before NormSwap"):
-        fit(Task(), EMAWeightAveraging(decay=0.5), NormSwap("rmsnorm"))
 
 
 def test_07_the_state_in_checkpoints_is_plain(tmp_path: Path) -> None:
@@ -230,19 +216,6 @@ def test_12_transformer_engines_own_replacing_is_warned_of() -> None:
     plugin = type("TransformerEnginePrecision", (Precision,), about)()
     with pytest.warns(UserWarning, match="but not the norms that NormSwap put in"):
         fit(Task(), NormSwap("rmsnorm"), plugins=plugin)
-
-
-def test_13_whole_checkpoints_load_as_plain_data(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    callbacks = [NormSwap([("*", "adanorm"), ("net.1", "rmsnorm")]), EMAWeightAveraging(decay=0.5)]
-
-    class Save(pl.Callback):
-        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-            trainer.save_checkpoint(path)
-
-    fit(Task(), *callbacks, Save())
-    found = torch.load(path, weights_only=True)
-    assert {"state_dict", "current_model_state", "normtrain", "optimizer_states"} <= found.keys()
 
 
 @pytest.mark.extended

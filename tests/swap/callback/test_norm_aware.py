@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelPruning
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from swapping import Lazy, Task, data, fit, kinds, trained, trainer
 from torch import nn
 
@@ -54,13 +54,6 @@ def test_loading(kind: Any, norm: str, tmp_path: Path) -> None:
         assert torch.equal(output(kind.load_from_checkpoint(path, weights_only=True)), wanted)
     assert record(found)["replaced"]["net.1"].startswith(norm.partition(":")[0])
     assert type(pickle.loads(pickle.dumps(found))) is kind
-
-
-def test_a_checkpoint_without_norms_is_loaded_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    wanted = output(trained(path))
-    assert torch.equal(output(load_checkpoint(Task, path)), wanted)
-    assert kinds(load_checkpoint(Task, path)) == ["LayerNorm"]
 
 
 @pytest.mark.extended
@@ -169,15 +162,6 @@ def test_an_averaged_run_goes_on_without_the_callback(tmp_path: Path) -> None:
     assert not torch.equal(
         found["state_dict"]["net.1.weight"], found["current_model_state"]["net.1.weight"]
     )
-
-
-def test_pruning_without_the_callback_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    trained(path, NormSwap("rmsnorm"), task=Aware())
-    with pytest.raises(
-        UserError, match=r"ModelPruning holds parameters.*put NormSwap\('rmsnorm'\) before"
-    ):
-        fit(Aware(), ModelPruning("l1_unstructured"), max_epochs=2, ckpt_path=path)
 
 
 @pytest.mark.extended

@@ -205,19 +205,6 @@ def test_one_norm_more_where_loading_is_not_strict(tmp_path: Path) -> None:
     trainer(NormSwap("rmsnorm")).test(task, data(), ckpt_path=path)
 
 
-def test_compiled_parts_resume_in_plain_ones_with_the_callback(tmp_path: Path) -> None:
-    class Compiled(Task):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = torch.compile(self.net, backend="eager")
-
-    path = tmp_path / "a.ckpt"
-    old = trained(path, NormSwap("rmsnorm"), task=Compiled())
-    task = Task()
-    trainer(NormSwap("rmsnorm")).test(task, data(), ckpt_path=path)
-    assert torch.equal(task.net[1].weight, old.net._orig_mod[1].weight)
-
-
 # Filters, teachers, metrics, scripts
 
 
@@ -281,17 +268,6 @@ def test_nets_inside_metrics_are_left_alone() -> None:
     assert dict(swap.report.skipped)["quality.judge.1"].startswith(
         "it is part of the metric quality"
     )
-
-
-def test_parts_that_are_scripted_elsewhere_do_not_matter() -> None:
-    class Scripted(Task):
-        def __init__(self) -> None:
-            super().__init__()
-            self.augment = torch.jit.script(nn.Sequential(nn.ReLU()))
-
-    task = Scripted()
-    fit(task, NormSwap("rmsnorm"))
-    assert kinds(task) == ["RMSNorm"]
 
 
 def test_the_report_is_of_the_model_at_hand() -> None:

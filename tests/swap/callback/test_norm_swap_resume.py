@@ -21,26 +21,8 @@ from torch import nn
 
 from normtrain import NormSwap
 from normtrain.errors import UserError
-from normtrain.swap.norm_record import record
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def test_checkpoints_say_which_norms(tmp_path: Path) -> None:
-    path = tmp_path / "a.ckpt"
-    task = trained(path, NormSwap("rmsnorm"))
-    section = torch.load(path, weights_only=True)["normtrain"]["swap"]
-    assert section == record(task, [("*", "rmsnorm")])
-
-
-def test_checkpoints_of_weights_only_say_it_too(tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path, save_weights_only=True, filename="a")
-    fit(Task(), NormSwap("rmsnorm"), saver, enable_checkpointing=True)
-    found = torch.load(tmp_path / "a.ckpt", weights_only=True)
-    assert "callbacks" not in found
-    assert found["normtrain"]["swap"]["replaced"] == {"net.1": "rmsnorm:eps=1e-05"}
-    with pytest.raises(UserError, match=r"a\.ckpt was saved with rmsnorm.*has adanorm"):
-        trainer(NormSwap("adanorm")).test(Task(), data(), ckpt_path=tmp_path / "a.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +72,7 @@ def test_resuming_is_as_if_never_stopped(kind: Any, tmp_path: Path) -> None:
         ("rmsnorm", "layernorm", "fit"),  # other keys
     ],
 )
-def test_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: Path) -> None:
+def test_04_05_other_norms_are_refused(before: str, after: str, stage: str, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     trained(path, NormSwap(before))
     task = Task()
@@ -157,7 +139,7 @@ OTHERS = {
 
 @pytest.mark.extended
 @pytest.mark.parametrize("name", OTHERS)
-def test_order_with_callbacks_that_hold_the_model(name: str) -> None:
+def test_06_callbacks_that_copy_the_model_come_after(name: str) -> None:
     task = Task()
     with pytest.raises(UserError, match=rf"{name} comes before NormSwap.*put NormSwap first"):
         fit(task, OTHERS[name](), NormSwap("rmsnorm"))
@@ -179,7 +161,7 @@ def test_a_frozen_norm_stays_frozen_and_an_averaged_one_is_averaged() -> None:
 
 
 @pytest.mark.extended
-def test_averaged_runs_resume_with_both_state_dicts(tmp_path: Path) -> None:
+def test_13_averaged_runs_resume_from_plain_data(tmp_path: Path) -> None:
     def callbacks(norm: str = "rmsnorm") -> list[Any]:
         return [NormSwap(norm), EMAWeightAveraging(decay=0.5)]
 
