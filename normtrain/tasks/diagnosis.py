@@ -1,4 +1,4 @@
-"""Which layer was the first to give a number that is none (nan or infinite)."""
+"""Find the layer that was the first to give NaN or Inf."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Finding:
-    """Where the first number that is none came from.
+    """Where the first NaN or Inf came from.
 
     Attributes:
-        forward: it was in the forward pass.
+        forward: whether it was in the forward pass.
         text: the layer, in words.
     """
 
@@ -26,16 +26,16 @@ class Finding:
 
 
 def diagnose(model: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
-    """Run one batch forward, and backward if nothing is found there, and look at every layer.
+    """Run one batch forward, and backward if the forward pass is finite, and check every layer.
 
-    Gradients of the model stay as they are, and no other process is talked to.
+    The gradients of the model are not changed, and there is no communication between ranks.
 
     Args:
-        model: its submodules are watched.
+        model: its submodules are checked.
         loss_of: computes the batch's loss from the model.
 
     Returns:
-        None where all numbers are finite.
+        None where everything is finite.
     """
     calls = _Calls()
     with ExitStack() as hooks:
@@ -49,18 +49,15 @@ def diagnose(model: nn.Module, loss_of: Callable[[], Tensor]) -> Finding | None:
             if calls.broken is not None:
                 return Finding(True, calls.broken)
             if not _finite(loss):
-                return Finding(True, f"the output layer or the loss: {_OUTPUT}")
+                return Finding(True, "the output layer or the loss: every layer before is finite")
             return _backward(model, loss, calls)
         except RuntimeError as error:  # a model whose tensors no hook can wrap
             return Finding(True, f"no layer could be named ({str(error).splitlines()[0]})")
 
 
-_OUTPUT = "every layer before them gave finite numbers"
-
-
 @dataclass
 class _Calls:
-    """What hooks saw."""
+    """What the hooks of all layers recorded."""
 
     running: bool = True
     broken: str | None = None
@@ -76,7 +73,7 @@ class _Calls:
                 return
             self.order.append(name)
             if self.broken is None and not _finite(output):
-                self.broken = _said(name, module, _finite((args, kwargs), nan_only=True))
+                self.broken = _forward_text(name, module, _finite((args, kwargs), nan_only=True))
 
         def backward(module: nn.Module, inputs: Any, outputs: Any) -> None:
             if _finite(outputs):
@@ -88,12 +85,12 @@ class _Calls:
         yield module.register_full_backward_hook(backward)
 
 
-def _said(name: str, module: nn.Module, from_inside: bool) -> str:
+def _forward_text(name: str, module: nn.Module, from_inside: bool) -> str:
     if not from_inside:
-        return f"what goes into {name} held the first number that is none"
+        return f"the input of {name} had the first NaN or Inf"
     bad = next((n for n, p in module.named_parameters() if not _finite(p)), None)
     state = "its weights are finite" if bad is None else f"its {bad} is not finite"
-    return f"{name} gave the first number that is none ({state})"
+    return f"{name} gave the first NaN or Inf ({state})"
 
 
 def _backward(model: nn.Module, loss: Tensor, calls: _Calls) -> Finding | None:
@@ -105,22 +102,25 @@ def _backward(model: nn.Module, loss: Tensor, calls: _Calls) -> Finding | None:
     bad = [n for (n, _), grad in pairs if grad is not None and not _finite(grad)]
     if not bad:
         return None
-    latest = {name: place for place, name in enumerate(calls.order)}
+    latest = {name: index for index, name in enumerate(calls.order)}
     nearest = max(bad, key=lambda n: latest.get(n.rpartition(".")[0], -1))
     owner = nearest.rpartition(".")[0]
-    own = owner in calls.clean  # its weights' gradient alone is none
+    own = owner in calls.clean  # only the gradient of its weights is not finite
     if calls.backward and not (own and latest.get(owner, -1) > latest[calls.backward[0]]):
-        where = f"{calls.backward[0]} gave the first gradient that is none"
+        where = f"{calls.backward[0]} gave the first non-finite gradient"
     elif own:
-        where = f"{owner} gave the first gradient that is none"
+        where = f"{owner} gave the first non-finite gradient"
     else:
-        where = "the first gradient that is none came from the loss or the output layer"
-    said = f"{where}, nearest to the loss that of {nearest} (the forward pass is finite)"
-    return Finding(False, said)
+        where = "the first non-finite gradient came from the loss or the output layer"
+    text = f"{where}; of the weights, nearest to the loss is {nearest} (the forward pass is finite)"
+    return Finding(False, text)
 
 
 def _finite(values: Any, nan_only: bool = False) -> bool:
-    """Whether all floating-point tensors in nested values are; masks may hold infinity."""
+    """Return whether all floating-point tensors in nested values are finite.
+
+    With ``nan_only`` Inf counts as finite, since masks may hold it.
+    """
     if isinstance(values, Tensor):
         if not values.is_floating_point():
             return True

@@ -1,4 +1,4 @@
-"""Label-smoothed cross-entropy of a linear head, and the plain one that validation reports."""
+"""Label-smoothed cross-entropy of a linear head, and plain cross-entropy for validation."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 NONE = -100  # an index that no token has
-CACHED = 4 << 20  # bytes of float32 logits worked on at once on a CPU, to stay in its cache
-COPIED = 256 << 20  # and elsewhere, where those of half precision are copied
-_UNIT = {torch.float16: 256.0}  # what a row may sum to, so that its products stay below 65504
+CACHED = 4 << 20  # bytes of float32 logits processed at once on a CPU, to stay in its cache
+COPIED = 256 << 20  # the same on other devices, where half-precision logits are copied
+_UNIT = {torch.float16: 256.0}  # largest sum of a row, so that its products stay below 65504
 
 
 @dataclass
 class _Rows:
-    """Of each row of logits x, ``(tokens, 1)``; ``mean`` is of x - max.
+    """Statistics of each row x of logits, ``(tokens, 1)``.
 
-    ``sums`` are of ``exp(x - max)``, and ``unit`` of what is kept of these exponentials.
+    ``most`` is max(x), ``mean`` the mean of x - max, ``sums`` the sum of ``exp(x - max)``, and
+    ``unit`` the sum of these exponentials as they are stored, which is smaller for float16.
     """
 
     most: Tensor
@@ -36,10 +37,10 @@ class _Rows:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Mean smoothed cross-entropy of a linear map, in one array of its logits.
 
-    A step's largest arrays are (tokens, vocab). `F.cross_entropy` has up to four of them: logits,
-    log-probabilities (of float32), the gradient of `nll_loss` (zeros but for one number a row) and
-    its own result. This has one, and takes one exponential of each logit. Its rows are multiples
-    of the gradient's; the factors go to the rows they are multiplied with, which are shorter.
+    The largest arrays of a training step are (tokens, vocab). `F.cross_entropy` has up to four of
+    them: logits, float32 log-probabilities, the gradient of `nll_loss` and its own result. This
+    has one, and takes one exponential of each logit. Its rows are multiples of the gradient's;
+    the factors are applied to the rows it is multiplied with, which are shorter.
     """
 
     @staticmethod
@@ -52,7 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         ignore_index: int,
     ) -> Tensor:
-        """``hidden`` is (tokens, dim), ``target`` (tokens,); the rest is `training_loss`'s."""
+        """Return the loss of ``hidden`` (tokens, dim) and ``target`` (tokens,)."""
         logits = F.linear(hidden, weight, bias)
         wide = torch.float32 if logits.dtype.itemsize < 4 else logits.dtype
         real = target.ne(ignore_index)[:, None]
@@ -76,7 +77,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of hidden, weight and bias."""
+        """Return the gradients of hidden, weight and bias."""
         hidden, weight, multiples, factor = ctx.saved_tensors
         factor, needed = factor * grad, ctx.needs_input_grad
         of_hidden = of_weight = of_bias = None
@@ -91,8 +92,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _to_exponentials(logits: Tensor, rows: _Rows, smoothing: float) -> None:
-    """Put ``exp(x - max)``, less its share of the smoothing, in the place of some rows."""
-    values = logits.to(rows.sums.dtype)  # itself, unless of half precision
+    """Replace rows x by ``exp(x - max)`` less their share of the smoothing."""
+    values = logits.to(rows.sums.dtype)  # the same tensor, unless of half precision
     torch.amax(values, -1, keepdim=True, out=rows.most)
     values.sub_(rows.most)
     if smoothing:
@@ -117,7 +118,7 @@ def training_loss(
     *,
     ignore_index: int = NONE,
 ) -> Tensor:
-    """Mean label-smoothed cross-entropy over real tokens (Szegedy et al. 2016, section 7).
+    """Return the mean label-smoothed cross-entropy of real tokens (Szegedy et al. 2016, section 7).
 
     Args:
         hidden: ``(batch, time, dim)``.
@@ -125,13 +126,13 @@ def training_loss(
         target: ``(batch, time)`` int64.
         smoothing: share of the probability spread evenly over the vocabulary.
         bias: ``(vocab,)``, the logits' bias, or None.
-        ignore_index: the target that is no real token, if there is one.
+        ignore_index: the target of padding, if there is any.
 
     Returns:
-        A scalar, nats a token.
+        A scalar, in nats per token; NaN if there is no real token.
     """
     kind = hidden.device.type
-    # As autocast does it around a linear layer, which the function below hides from it.
+    # As autocast does for a linear layer, which the function below hides from it.
     if torch.is_autocast_enabled(kind) and hidden.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -144,7 +145,7 @@ def training_loss(
 
 
 def summed_loss(logits: Tensor, target: Tensor, *, ignore_index: int = NONE) -> Tensor:
-    """Cross-entropy without smoothing, summed over real tokens: nats, as a float64 scalar."""
+    """Return the cross-entropy without smoothing, summed over real tokens: nats, float64 scalar."""
     losses = F.cross_entropy(
         logits.float().flatten(0, 1), target.flatten(), ignore_index=ignore_index, reduction="none"
     )

@@ -23,8 +23,8 @@ from normtrain.tasks.sharding import (
     sync_gradients,
     whole_tensor,
 )
+from normtrain.tasks.step_check import StepCheck
 from normtrain.tasks.tally import Tally
-from normtrain.tasks.updates import UpdateWatch
 
 
 class TaskModule(pl.LightningModule):
@@ -78,7 +78,7 @@ class TaskModule(pl.LightningModule):
         self.validation: dict[str, float] = {}
         self.samples: list[str] = []
         self._tally = Tally()
-        self.updates = UpdateWatch(self._loss_again, model)
+        self.step_check = StepCheck(self._loss_again, model)
 
     @staticmethod
     @abstractmethod
@@ -110,7 +110,7 @@ class TaskModule(pl.LightningModule):
             tokens = self.count_targets(batch)
             self._step_tokens = self._step_tokens + tokens
             loss = loss * (tokens / self.recipe.data.max_tokens)
-        self.updates.note(loss)
+        self.step_check.note(loss)
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -131,26 +131,23 @@ class TaskModule(pl.LightningModule):
             self.log(f"val_{name}", value, logger=False, rank_zero_only=False)
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Keep what a second look at this batch would need.
-
-        Under FSDP2, share gradients only with the last batch of an update.
-        """
-        self.updates.begin(batch, batch_idx)
+        """Keep the batch for a diagnosis; under FSDP2 reduce gradients once a step."""
+        self.step_check.begin(batch, batch_idx)
         sync_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
 
     def _loss_again(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """A batch's loss once more, layer by layer; for a run that can't go on."""
+        """Compute a batch's loss again, uncompiled, for the diagnosis of a run that stops."""
         self._compiled = None  # no hook sees compiled layers
         with self.trainer.precision_plugin.train_step_context():
             return self.training_step(batch, batch_idx)
 
     def _hidden(self, *inputs: Tensor) -> Tensor:
-        """The model's last vectors, by the compiled pass if there is one."""
+        """Return the last hidden vectors, from the compiled forward pass if there is one."""
         hidden = self._compiled or cast(Callable[..., Tensor], self.model.hidden)
         return hidden(*inputs)
 
     def configure_model(self) -> None:
-        """Cut the weights over the processes where the strategy asks for it (FSDP2)."""
+        """Shard the weights over the ranks where the strategy asks for it (FSDP2)."""
         if self.device_mesh is not None:
             shard(self.model, self.device_mesh["data_parallel"])
 
@@ -159,7 +156,7 @@ class TaskModule(pl.LightningModule):
         hold_whole(self.model, True)
 
     def on_validation_end(self) -> None:
-        """Let go of them."""
+        """Shard them again."""
         hold_whole(self.model, False)
 
     def configure_optimizers(self) -> Any:
@@ -172,14 +169,14 @@ class TaskModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Finish the gradient of an update: weight it by tokens, then clip its norm.
+        """Finish the gradient of an optimizer step: weight it by tokens, then clip its norm.
 
         Lightning's own clipping refuses fused optimizers.
 
         Raises:
-            BrokenUpdate: the loss or the gradient is no number; the weights are those before it.
+            NonFiniteStep: the loss or the gradient is NaN or Inf; the weights are unchanged.
         """
-        bad = self.updates.bad_losses(self.device)
+        bad = self.step_check.bad_losses(self.device)
         if self._step_batches > 1:
             # Lightning and DDP took the mean of the batches; this makes it the mean of the tokens.
             mine = torch.stack([cast(Tensor, self._step_tokens), bad])
@@ -190,18 +187,18 @@ class TaskModule(pl.LightningModule):
         norm = clip_gradients(self.parameters(), self.recipe.optim.clip or float("inf"))
         self.gradient_norm = whole_tensor(norm)
         step = self.trainer.global_step + 1
-        self.updates.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)
+        self.step_check.check(step, bad, self.gradient_norm, self._loss_scale, optimizer)
 
     @property
     def _loss_scale(self) -> Tensor | float:
-        """What makes the sum of an update's losses its loss; Lightning has yet to divide them."""
+        """Factor from the sum of a step's losses, before Lightning divides it, to its loss."""
         return self.step_scale / self.trainer.accumulate_grad_batches
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to save non-finite weights.
 
         Raises:
-            BrokenUpdate: a weight is NaN or Inf.
+            NonFiniteStep: a weight is NaN or Inf.
         """
-        self.updates.settle()
-        self.updates.check_weights(self.trainer.global_step)
+        self.step_check.settle()
+        self.step_check.check_weights(self.trainer.global_step)

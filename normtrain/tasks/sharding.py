@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimizer state cut into a slice for each process."""
+"""FSDP2: weights, gradients and optimizer state sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from normtrain.models.blocks import DecoderLayer, EncoderLayer
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut a model's weights over the processes of ``mesh``; a layer gathers its own when it runs.
+    """Shard a model's weights over the ranks of ``mesh``; a layer gathers its own when it runs.
 
-    What is no layer's (embeddings, output matrix, last norms) is gathered from the forward pass
-    until the end of the backward pass.
+    Weights outside of layers (embeddings, output matrix, last norms) stay gathered from the forward
+    pass until the end of the backward pass.
     """
     if isinstance(model, FSDPModule):
         return
@@ -29,16 +29,16 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def sync_gradients(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass shares gradients between processes; needed once an update."""
+    """Set whether the next backward pass reduces gradients over ranks; needed once a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
 
 
 def hold_whole(model: nn.Module, whole: bool) -> None:
-    """Gather all of a sharded model's weights on every process, or let go of them.
+    """Gather all of a sharded model's weights on every rank, or shard them again.
 
-    Processes that translate, or whose parts of a split differ in size, run the model a different
-    number of times, and can't gather a layer's weights together each time.
+    Ranks that decode, or whose parts of a split differ in size, run the model a different number of
+    times, so they cannot gather a layer's weights together each time.
     """
     if not isinstance(model, FSDPModule):
         return
@@ -50,22 +50,22 @@ def hold_whole(model: nn.Module, whole: bool) -> None:
             else:
                 module.reshard()
     if whole:
-        # `forward` calls `hidden`, and one pass within another would let go of the weights.
+        # `forward` calls `hidden`, and a pass within a pass would shard the weights again.
         vars(model).pop("hidden", None)
     else:
         register_fsdp_forward_method(model, "hidden")
-        # As torch has it for a root: its weights are needed again at once.
+        # As torch does for a root module: its weights are needed again immediately.
         model.set_reshard_after_forward(False, recurse=False)
 
 
 def whole_tensor(x: Tensor) -> Tensor:
-    """A tensor that may be cut over processes, put together."""
+    """Return the full tensor of one that may be sharded."""
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def scale_gradients(parameters: Any, factor: Tensor | float) -> None:
-    """Multiply the gradients of some parameters in place."""
+    """Multiply the gradients of some parameters in place, sharded or not."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    if any(isinstance(g, DTensor) for g in gradients):  # their slices: all have the same factor
+    if any(isinstance(g, DTensor) for g in gradients):  # local shards: all have the same factor
         gradients = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     torch._foreach_mul_(gradients, factor)

@@ -27,5 +27,5 @@ class Tally:
 
     @property
     def mean(self) -> float:
-        """Loss a token; 0 where there were none."""
+        """Loss per token; 0 without tokens."""
         return self.loss / max(1, self.tokens)

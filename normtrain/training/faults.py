@@ -12,7 +12,7 @@ from normtrain.config.schema import Recipe
 from normtrain.errors import RunError, UserError, described
 from normtrain.ranks import is_first_process
 from normtrain.tasks.module import TaskModule
-from normtrain.tasks.updates import BrokenUpdate
+from normtrain.tasks.step_check import NonFiniteStep
 from normtrain.training.callbacks.random_state import RandomState
 from normtrain.training.callbacks.stop import StopAsked
 from normtrain.training.folder import RunFolder
@@ -70,7 +70,7 @@ class Faults:
             raise Interrupted(
                 f"stopped at once, without saving; {resume}, from its last checkpoint"
             ) from stop
-        except BrokenUpdate as broken:
+        except NonFiniteStep as broken:
             if not is_first_process():
                 raise SystemExit(FAILED) from broken
             raise RunError(f"{broken} ({self._last_good()})") from broken

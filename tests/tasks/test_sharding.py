@@ -1,4 +1,4 @@
-"""A model cut over two processes: whole again, and its gradients shared once an update."""
+"""A model sharded over two ranks: gathered again, and its gradients reduced once a step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
@@ -58,7 +59,7 @@ def check(rank: int, port: int) -> None:
     tokens = torch.randint(0, 50, (2, 9), generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(loss(cut, tokens), loss(plain, tokens))
 
-    # Gradients of two passes, shared once.
+    # Gradients of two passes, reduced once.
     def passes() -> None:
         loss(cut, tokens).backward()
 
@@ -72,23 +73,24 @@ def check(rank: int, port: int) -> None:
     for mine, theirs in zip(cut.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(whole_tensor(mine.grad), theirs.grad / 4)
 
-    # Held whole, the processes may run it as often as each likes, in any way.
+    # Gathered, each rank may run it any number of times, in any way.
     hold_whole(cut, True)
 
     @torch.no_grad()
-    def as_often_as_it_likes() -> None:
+    def any_number_of_times() -> None:
         for _ in range(1 + rank):
             torch.testing.assert_close(cut(tokens), plain(tokens))
         torch.testing.assert_close(cut.prefill(tokens, cut.start(2)), plain(tokens))
 
-    assert exchanges(as_often_as_it_likes) == 0
+    assert exchanges(any_number_of_times) == 0
     hold_whole(cut, False)
     assert all(isinstance(p, DTensor) for p in cut.parameters())
     torch.testing.assert_close(loss(cut, tokens), loss(plain, tokens))
     dist.destroy_process_group()
 
 
-def test_a_model_cut_over_two_processes() -> None:
+@pytest.mark.extended
+def test_a_model_sharded_over_two_ranks() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

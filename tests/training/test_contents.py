@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import shutil
 import weakref
@@ -13,6 +14,10 @@ import pytest
 import torch
 from click.testing import Result
 from conftest import assert_failure, assert_misuse, assert_nothing_left
+
+from normtrain.errors import UserError
+from normtrain.training.checkpoint import FORMAT_VERSION, check_resumable, read_file
+from normtrain.training.checkpoint.migrate import migrate
 
 Command = Callable[..., Result]
 Raw = dict[str, Any]
@@ -115,24 +120,83 @@ NEEDED_TO_RESUME: list[tuple[Change, str]] = [
 
 
 @pytest.mark.parametrize(("change", "part"), NEEDED_BY_ALL)
-def test_every_command_needs_a_whole_checkpoint(
-    change: Change, part: str, run: Path, command: Command
-) -> None:
+def test_a_checkpoint_must_be_whole(change: Change, part: str, run: Path) -> None:
     path = edit(run, change)
-    before = snapshot(run)
-    for words in (("evaluate", path), ("fit", "--resume", run)):
-        assert_misuse(command(*words), "last.ckpt", part)
-    assert snapshot(run) == before
+    with pytest.raises(UserError) as refused:
+        read_file(path)
+    assert str(refused.value).startswith(str(path))
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize(("change", "part"), NEEDED_TO_RESUME)
-def test_resuming_needs_a_whole_training_state(
-    change: Change, part: str, run: Path, command: Command
+def test_resuming_needs_a_whole_training_state(change: Change, part: str, run: Path) -> None:
+    path = edit(run, change)
+    read = read_file(path)
+    with pytest.raises(UserError) as refused:
+        check_resumable(read, read.recipe)
+    assert str(refused.value).startswith(str(path))
+    assert part in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(NEEDED_BY_ALL[0], "evaluate"), (NEEDED_BY_ALL[3], "resume"), (NEEDED_TO_RESUME[8], "resume")],
+)
+def test_commands_refuse_in_a_line_and_change_nothing(
+    change: tuple[Change, str], words: str, run: Path, command: Command
 ) -> None:
-    edit(run, change)
+    path = edit(run, change[0])
     before = snapshot(run)
-    assert_misuse(command("fit", "--resume", run), "last.ckpt", part)
+    result = command("evaluate", path) if words == "evaluate" else command("fit", "--resume", run)
+    assert_misuse(result, "last.ckpt is damaged or was edited", change[1])
     assert snapshot(run) == before
+
+
+def test_unusual_names_are_shown_in_ascii_on_one_line(run: Path) -> None:
+    path = edit(run, lambda raw: raw["normtrain"]["norms"].update({"é\n" * 200: torch.ones(2, 2)}))
+    with pytest.raises(
+        UserError, match=r"norms \\xe9 \\xe9 .* must be a string, got a tensor of"
+    ) as found:
+        read_file(path)
+    assert len(str(found.value)) < len(str(path)) + 300
+
+
+def test_a_checkpoint_of_norm_swap_alone_is_of_another_program(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "normtrain": {"swap": {"version": 2}}}, tmp_path / "a.ckpt")
+    with pytest.raises(
+        UserError, match=r"a.ckpt is a checkpoint of another program that used Norm"
+    ):
+        read_file(tmp_path / "a.ckpt")
+
+
+def test_migration_is_pure_and_leaves_what_it_does_not_know() -> None:
+    section = {
+        "version": 1,
+        "machine": {"devices": 2, "update_batches": 6},
+        "threads": 3,
+        "recipe": {"optim": {"lr": 1.0}},
+        "init": {"from": "x"},
+    }
+    old = {"normtrain": section, "global_step": 7}
+    before = copy.deepcopy(old)
+    assert migrate(old, Path("a.ckpt")) == {
+        "normtrain": {
+            "version": 2,
+            "launch": {"devices": 2, "step_batches": 6},
+            "environment": {"threads": 3},
+            "recipe": {"optim": {"name": "adamw", "lr": 1.0}},
+            "init": {"from": "x"},
+        },
+        "global_step": 7,
+    }
+    assert old == before
+    new = {"normtrain": {"version": FORMAT_VERSION, "machine": 1}}
+    assert migrate(new, Path("a.ckpt")) is new
+    junk = migrate({"normtrain": {"version": 1, "machine": 3, "recipe": []}}, Path("a.ckpt"))
+    assert junk["normtrain"]["launch"] == 3
+    assert junk["normtrain"]["recipe"] == []
 
 
 def test_a_file_is_read_once_on_resume(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

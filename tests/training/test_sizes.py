@@ -38,6 +38,6 @@ def test_memory_that_ends_while_the_model_is_built(
     def full(*_: Any, **__: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
 
-    monkeypatch.setattr(type(task_of(tiny_recipe())), "task", full)
+    monkeypatch.setattr(type(task_of(tiny_recipe())), "module", full)
     result = command(*fit_words(corpus_folder, Path("run")))
     assert_failure(result, "out of memory building the model; lower model.d_model")

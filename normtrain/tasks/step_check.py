@@ -1,4 +1,4 @@
-"""Stopping before an update that is no number is applied, and saying where it came from."""
+"""Stop before an optimizer step with NaN or Inf, and name the layer that they came from."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from normtrain.ranks import all_gather, several_ranks
 from normtrain.tasks.diagnosis import Finding, diagnose
 
 LAG = 2
-"""Updates that a GPU may be ahead of the host's look at whether they are finite."""
+"""Optimizer steps that a GPU may be ahead of the host's check whether they are finite."""
 
 
-class BrokenUpdate(RunError):
-    """A loss, gradient or weight is no number; the weights are those before, or aren't saved."""
+class NonFiniteStep(RunError):
+    """A loss, gradient or weight is NaN or Inf; the step is not taken, or not saved."""
 
 
 @dataclass
 class _Batch:
-    """A batch, and the random state its forward pass began with."""
+    """A batch, and the random state before its forward pass."""
 
     batch: Any
     index: int
@@ -35,7 +35,9 @@ class _Batch:
 
 
 @dataclass
-class _Update:
+class _Step:
+    """An optimizer step that has not been checked."""
+
     step: int
     batches: list[_Batch]
     loss: Tensor
@@ -43,13 +45,13 @@ class _Update:
     bad: Callable[[], bool]
 
 
-class UpdateWatch:
-    """Looks at every update's loss and gradient before the optimizer does.
+class StepCheck:
+    """Checks the loss and gradient of every optimizer step before it is taken.
 
-    On a CPU the look is at once. On a GPU it would make the host wait for all that is queued, so
-    there the optimizer is told, on the GPU, to leave the weights alone from a bad update on, and
-    the host looks two updates later, at a copy that has long arrived: at the same update on every
-    process, so that they stop together. An optimizer that can't be told is looked at at once.
+    On a CPU the check is immediate. On a GPU that would make the host wait for everything queued,
+    so there a fused optimizer skips, on the GPU, all steps from the first bad one on
+    (``found_inf``), and the host checks a copy two steps later: the same step on every rank, so
+    that they stop together. An optimizer that cannot skip steps is checked immediately.
 
     Args:
         rerun: computes a batch's loss again, from the batch and its index.
@@ -59,7 +61,7 @@ class UpdateWatch:
     def __init__(self, rerun: Callable[[Any, int], Tensor], model: nn.Module) -> None:
         self._rerun, self._model = rerun, model
         self._batches: list[_Batch] = []
-        self._waiting: deque[_Update] = deque()
+        self._waiting: deque[_Step] = deque()
         self._any_bad: Tensor | None = None
 
     def begin(self, batch: Any, index: int) -> None:
@@ -76,24 +78,24 @@ class UpdateWatch:
         return next(self._model.parameters()).device
 
     def bad_losses(self, device: torch.device) -> Tensor:
-        """How many of this process's losses of the update are no number; int64."""
+        """Return how many of this rank's losses of the step are NaN or Inf; int64."""
         losses = [b.loss for b in self._batches if b.loss is not None]
         if not losses:
             return torch.zeros((), dtype=torch.int64, device=device)
         return (~torch.isfinite(torch.stack(losses))).sum()
 
     def check(self, step: int, bad: Tensor, norm: Tensor, scale: Any, optimizer: Any) -> None:
-        """Look at an update that is about to be applied.
+        """Check an optimizer step that is about to be taken.
 
         Args:
-            step: the optimizer step it makes.
-            bad: `bad_losses`, of all processes together.
-            norm: the gradient's, over all processes.
-            scale: what makes the sum of the losses their mean over tokens.
-            optimizer: about to apply it.
+            step: its number.
+            bad: `bad_losses`, summed over all ranks.
+            norm: of the gradient, over all ranks.
+            scale: makes the sum of the losses their mean over tokens.
+            optimizer: takes the step.
 
         Raises:
-            BrokenUpdate: it, or on a GPU one of the last two, is no number.
+            NonFiniteStep: it, or on a GPU one of the last two, has NaN or Inf.
         """
         batches, self._batches = self._batches, []
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # in shards
@@ -102,17 +104,17 @@ class UpdateWatch:
         losses = [b.loss for b in batches if b.loss is not None]
         loss = torch.stack(losses).sum() * scale if losses else norm
         flag = (bad > 0) | ~torch.isfinite(norm)
-        later = self._is_told(optimizer, flag)
-        self._waiting.append(_Update(step, batches, loss, norm, _to_host(flag)))
+        later = self._skips(optimizer, flag)
+        self._waiting.append(_Step(step, batches, loss, norm, _to_host(flag)))
         while len(self._waiting) > (LAG if later else 0):
-            self._look(self._waiting.popleft())
+            self._check(self._waiting.popleft())
 
     def _reads_at_once(self, value: Tensor) -> bool:
-        """Whether the host need not wait for a value."""
+        """Return whether the host can read a value without waiting."""
         return value.device.type == "cpu"
 
-    def _is_told(self, optimizer: Any, flag: Tensor) -> bool:
-        """Have the optimizer skip what is bad, on the device; whether it can."""
+    def _skips(self, optimizer: Any, flag: Tensor) -> bool:
+        """Make the optimizer skip bad steps on the device; return whether it can."""
         if flag.device.type == "cpu" or not optimizer.defaults.get("fused"):
             return False
         if any(hasattr(p, "full_tensor") for p in self._model.parameters()):
@@ -123,21 +125,21 @@ class UpdateWatch:
         return True
 
     def settle(self) -> None:
-        """Look at what is still waiting, before weights are saved.
+        """Check the remaining steps, before weights are saved.
 
         Raises:
-            BrokenUpdate: an update was no number.
+            NonFiniteStep: one had NaN or Inf.
         """
         while self._waiting:
-            self._look(self._waiting.popleft())
+            self._check(self._waiting.popleft())
 
-    def _look(self, update: _Update) -> None:
-        if not update.bad():
+    def _check(self, step: _Step) -> None:
+        if not step.bad():
             return
-        loss = _mean_over_ranks(update.loss)
-        what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", update.norm)
-        raise BrokenUpdate(
-            f"the {what} is {float(value)} at step {update.step}: {self._where(update.batches)}; "
+        loss = _mean_over_ranks(step.loss)
+        what, value = ("loss", loss) if not math.isfinite(loss) else ("gradient", step.norm)
+        raise NonFiniteStep(
+            f"the {what} is {float(value)} at step {step.step}: {self._where(step.batches)}; "
             f"lower optim.lr, raise optim.warmup_steps or set train.precision=32"
         )
 
@@ -150,20 +152,20 @@ class UpdateWatch:
         for each in everyone:
             earliest = _earlier(earliest, each)
         if earliest is None:
-            return "run again, every layer gives finite numbers, only their sums may not be"
+            return "run again, every layer is finite"
         if len(everyone) == 1:
             return earliest.text
-        return f"on process {everyone.index(earliest) + 1} of {len(everyone)}, {earliest.text}"
+        return f"on rank {everyone.index(earliest)} of {len(everyone)}, {earliest.text}"
 
     def _diagnose(self, batch: _Batch) -> Finding | None:
         _set_random_state(batch.random, self._device)
         return diagnose(self._model, lambda: self._rerun(batch.batch, batch.index))
 
     def check_weights(self, step: int) -> None:
-        """Refuse weights that are no numbers; for before they are saved.
+        """Refuse to save weights that are not finite.
 
         Raises:
-            BrokenUpdate: some are, on any process.
+            NonFiniteStep: a weight is NaN or Inf, on any rank.
         """
         named = [(n, getattr(p, "_local_tensor", p)) for n, p in self._model.named_parameters()]
         if not named:
@@ -173,21 +175,21 @@ class UpdateWatch:
         mine = next((n for (n, _), good in zip(named, finite, strict=True) if not good), None)
         bad = next((name for name in all_gather(mine) if name is not None), None)
         if bad is not None:
-            raise BrokenUpdate(
-                f"the weights {bad} are no numbers any more after step {step}; lower optim.lr or "
-                f"raise optim.warmup_steps"
+            raise NonFiniteStep(
+                f"the weights {bad} are NaN or Inf after step {step}; lower optim.lr or raise "
+                f"optim.warmup_steps"
             )
 
 
 def _earlier(first: Finding | None, second: Finding | None) -> Finding | None:
-    """What came first: any forward pass comes before the gradients."""
+    """Return the earlier finding: any forward pass comes before the gradients."""
     if first is None or (second is not None and second.forward and not first.forward):
         return second
     return first
 
 
 def _to_host(flag: Tensor) -> Callable[[], bool]:
-    """A value of the device's that can be read later without waiting for what came after it."""
+    """Return a reader of a device value that does not wait for work queued after it."""
     if flag.device.type != "cuda":
         return lambda: bool(flag)
     copy = torch.empty(flag.shape, dtype=flag.dtype, pin_memory=True)
