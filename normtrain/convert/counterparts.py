@@ -1,4 +1,4 @@
-"""Which norm stands for which when the rows of a stream have no mean, and building it."""
+"""Build the norm that replaces another one on a zero-mean stream."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ _RMS = (RMSNorm, nn.RMSNorm)
 
 
 def kind_of(module: nn.Module, name: str) -> str:
-    """``CENTRING`` for what equals RMSNorm on centred rows, ``RMS`` for RMSNorm itself.
+    """Return ``CENTRING`` for what equals RMSNorm on zero-mean vectors, ``RMS`` for RMSNorm.
 
     Raises:
-        UserError: the module has no exact counterpart, or something else changes what it does; it
-            and the reason are named.
+        UserError: the module has no exact counterpart, or hooks change what it computes; it and
+            the reason are named.
     """
     for kind, classes in ((CENTRING, _CENTRING), (RMS, _RMS)):
         if isinstance(module, classes) and runs_as(module, classes):
             check_unchanged(module, name)
             return kind
-    raise UserError(f"{name} ({label(module)}) can't be converted exactly: {_obstacle(module)}")
+    raise UserError(f"{name} ({label(module)}) cannot be converted exactly: {_obstacle(module)}")
 
 
 def _obstacle(module: nn.Module) -> str:
     if isinstance(module, AdaNorm):
-        return "its output is quadratic in the normed row, which RMSNorm's is not"
+        return "its output is quadratic in the normalized vector, which RMSNorm's is not"
     if isinstance(module, L1Norm | LInfNorm | TopKNorm):
         return "it divides by another statistic than the root mean square"
     if isinstance(module, NoNorm | nn.Identity):
-        return "there is no norm: what follows reads the stream with its mean"
+        return "it does not normalize: the next module reads the stream with its mean"
     if isinstance(module, CRMSNorm):
         return "it is CRMSNorm, where conversions end"
     if type(module) in (PRMSNorm, ScaleNorm, FixNorm, DyT, Derf):
-        return "its output changes with the row's mean, which the conversion removes"
-    return "it is not known to ignore the row's mean and to equal RMSNorm without it"
+        return "its output depends on the mean of its input, which the conversion removes"
+    return "it is not known to ignore the mean of its input and to equal RMSNorm without it"
 
 
 def label(module: nn.Module) -> str:
-    """A norm's spec string, or its class's name."""
+    """Return a norm's spec, or the name of its class."""
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return f"torch.nn.{type(module).__name__}"
     return str(getattr(module, "spec", type(module).__name__))
@@ -69,7 +69,7 @@ def label(module: nn.Module) -> str:
 
 def _eps(module: nn.Module) -> float:
     eps = getattr(module, "eps", None)
-    if eps is None:  # torch.nn.RMSNorm takes the rounding unit of what it computes in
+    if eps is None:  # torch.nn.RMSNorm uses the rounding unit of its computation dtype
         wide = module.weight is not None and module.weight.dtype == torch.float64
         return torch.finfo(torch.float64 if wide else torch.float32).eps
     return float(eps)
@@ -88,7 +88,7 @@ def _dim(module: nn.Module) -> int:
 
 
 def _with(made: nn.Module, old: nn.Module) -> nn.Module:
-    """Give the new norm the old one's very parameters and mode."""
+    """Give the new norm the parameters and the mode of the old one."""
     for name, parameter in zip(("weight", "bias"), _affine(old), strict=True):
         if parameter is not None:
             setattr(made, name, parameter)
@@ -96,7 +96,7 @@ def _with(made: nn.Module, old: nn.Module) -> nn.Module:
 
 
 def rms_of(old: nn.Module) -> nn.Module:
-    """The RMSNorm that equals a LayerNorm on centred rows, with the same parameters."""
+    """Return the RMSNorm that equals a LayerNorm on zero-mean vectors, with its parameters."""
     weight, bias = _affine(old)
     made = RMSNorm(
         _dim(old),
@@ -110,7 +110,7 @@ def rms_of(old: nn.Module) -> nn.Module:
 
 
 def layer_norm_of(old: nn.Module, *, own: bool) -> nn.Module:
-    """The LayerNorm that an RMSNorm of centred rows equals: this package's, or torch's."""
+    """Return the LayerNorm that equals an RMSNorm on zero-mean vectors: ours, or torch's."""
     weight, bias = _affine(old)
     dim, eps, mode = _dim(old), _eps(old), _eps_mode(old)
     made: nn.Module
@@ -125,7 +125,7 @@ def layer_norm_of(old: nn.Module, *, own: bool) -> nn.Module:
 
 
 def crms_of(old: nn.Module, *, keep: bool = False) -> nn.Module:
-    """The CRMSNorm of d − 1 features that gives a LayerNorm's first d − 1 on centred rows.
+    """Return the CRMSNorm of d − 1 features that equals a LayerNorm on zero-mean vectors.
 
     Args:
         old: the norm of d features.

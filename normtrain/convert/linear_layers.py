@@ -1,4 +1,4 @@
-"""Whether a module computes what its class says, so that changing its weights is enough."""
+"""Check that a module computes what its class defines, so that its weights can be changed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from normtrain.errors import UserError
 
-# Hugging Face's tables of positions: they choose rows, and give them as they are.
+# Hugging Face's position tables, which only look vectors up.
 _POSITIONS = ("OPTLearnedPositionalEmbedding", "WhisperPositionalEmbedding")
 
 
 def recentre_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A forward pre-hook that recentres the first argument, ``(..., width)``."""
+    """Recentre the first argument, ``(..., width)``; a forward pre-hook."""
     if args:
         return (args[0] - args[0].mean(-1, keepdim=True), *args[1:]), kwargs
     name, first = next(iter(kwargs.items()))
@@ -21,7 +21,7 @@ def recentre_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple,
 
 
 def recentre_and_drop_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """A forward pre-hook that recentres the first argument and drops its last feature."""
+    """Recentre the first argument and drop its last feature; a forward pre-hook."""
     args, kwargs = recentre_entry(module, args, kwargs)
     if args:
         return (args[0][..., :-1], *args[1:]), kwargs
@@ -30,33 +30,33 @@ def recentre_and_drop_entry(module: nn.Module, args: tuple, kwargs: dict) -> tup
 
 
 def entry_hooks(module: nn.Module) -> list[int]:
-    """The ids of the hooks of this file that a module has."""
+    """Return the ids of a module's hooks that are defined here."""
     ours = (recentre_entry, recentre_and_drop_entry)
     return [key for key, hook in module._forward_pre_hooks.items() if hook in ours]
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Whether this is the ``(in, out)`` linear map that Hugging Face's GPT-2 calls Conv1D."""
+    """Return whether this is the ``(in, out)`` linear layer Conv1D of Hugging Face's GPT-2."""
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
 
 def is_position_table(module: nn.Module) -> bool:
-    """Whether this is one of Hugging Face's embeddings of positions."""
+    """Return whether this is a position embedding of Hugging Face."""
     kind = type(module)
     return kind.__name__ in _POSITIONS and kind.__module__.startswith("transformers.")
 
 
 def runs_as(module: nn.Module, kinds: Sequence[type[nn.Module]]) -> bool:
-    """Whether the forward of the module's class is that of one of these classes."""
+    """Return whether the module's class has the forward of one of these classes."""
     return any(type(module).forward is kind.forward for kind in kinds)
 
 
 def check_unchanged(module: nn.Module, name: str) -> None:
-    """Refuse a module whose output or weights something else changes.
+    """Refuse a module whose output or weights are changed by hooks or wrappers.
 
     Raises:
-        UserError: it has forward hooks or a patched forward, or its weight or bias is no plain
+        UserError: it has forward hooks or a patched forward, or its weight or bias is not a plain
             floating-point parameter: parametrized, pruned, quantized, sharded or without values.
     """
     hooks = len(module._forward_hooks) + len(module._forward_pre_hooks) - len(entry_hooks(module))
@@ -68,13 +68,13 @@ def check_unchanged(module: nn.Module, name: str) -> None:
         parameter = module._parameters.get(kept)
         if type(parameter) is not nn.Parameter or not parameter.is_floating_point():
             raise UserError(
-                f"the {kept} of {name} is no plain floating-point parameter (parametrized, pruned, "
-                f"quantized or sharded); make it one first"
+                f"the {kept} of {name} must be a plain floating-point parameter, not parametrized, "
+                f"pruned, quantized or sharded"
             )
 
 
 def check_values(model: nn.Module) -> None:
-    """Refuse a model on the meta device, whose weights have no values to look at.
+    """Refuse a model on the meta device, whose weights have no values.
 
     Raises:
         UserError: a parameter has none; it is named.
@@ -86,14 +86,14 @@ def check_values(model: nn.Module) -> None:
 
 
 def check_linear(module: nn.Module, name: str) -> None:
-    """Refuse what is not a plain linear map.
+    """Refuse a module that is not a plain linear layer.
 
     Raises:
-        UserError: it is something else, or changed by something else.
+        UserError: it is of another class, or hooks or wrappers change it.
     """
     if not (runs_as(module, [nn.Linear]) or is_transposed(module)):
         raise UserError(
-            f"{name} is a {type(module).__name__}, not a plain linear map, so its weights can't be "
-            f"changed exactly; merge adapters and unwrap it first"
+            f"{name} is a {type(module).__name__}, not a plain linear layer, so its weights cannot "
+            "be changed exactly; merge adapters and unwrap it first"
         )
     check_unchanged(module, name)

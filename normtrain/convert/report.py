@@ -1,4 +1,4 @@
-"""What a conversion did, to print and to look up."""
+"""The report of a conversion."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class ConversionReport:
-    """What an exact conversion changed; every name is a module's or parameter's full name.
+    """What an exact conversion changed, by module or parameter name.
 
     Attributes:
         to: ``"rmsnorm"``, ``"crmsnorm"`` or ``"layernorm"``.
@@ -26,7 +26,7 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """A few lines for a person."""
+        """Return a summary of a few lines."""
         kinds: dict[tuple[str, str], int] = {}
         for pair in self.replaced.values():
             kinds[pair] = kinds.get(pair, 0) + 1

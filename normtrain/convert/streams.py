@@ -1,8 +1,8 @@
-"""Where a model's residual streams run: what writes into each, and which norms read it.
+"""Describe the residual streams of a model: what writes into each, which norms read it.
 
 An exact conversion needs to know every writer and every reader of a stream. `streams_of` knows
 the models of this package and several families of Hugging Face transformers; for any other model
-describe its streams and hand them to the conversion.
+describe its streams and pass them to the conversion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from normtrain.convert import huggingface
+from normtrain.convert import hf_streams
 from normtrain.errors import UserError
 from normtrain.models import CausalLM, Seq2Seq
 from normtrain.models.blocks import DecoderLayer, EncoderLayer, Residual, Stack
@@ -35,7 +35,7 @@ class Stream:
             or parameters such as position vectors, all added up.
         outer_norms: norms that a writer's output passes before it is added (sandwich).
         entry: a module whose first argument is the stream's first value, to be recentred there
-            when the model runs, for where ``inputs`` can't be (something nonlinear made it).
+            when the model runs, where ``inputs`` cannot be changed (they are nonlinear).
     """
 
     width: int
@@ -46,14 +46,14 @@ class Stream:
     entry: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a single name where several are meant, which would be read letter by letter."""
+        """Refuse a string where several names are expected."""
         for names in (self.writers, self.inputs, self.outer_norms, *self.norms.values()):
             if isinstance(names, str):
-                raise TypeError(f"a stream takes several names, such as [{names!r}], not {names!r}")
+                raise TypeError(f"a stream expects a sequence of names, got {names!r}")
 
 
 def streams_of(model: nn.Module) -> list[Stream]:
-    """The residual streams of a model whose class is known.
+    """Return the residual streams of a model whose class is known.
 
     Raises:
         UserError: the class is unknown, or the model is not Pre-LN; the module and the reason
@@ -67,7 +67,7 @@ def streams_of(model: nn.Module) -> list[Stream]:
         inputs = ("embedding", "positions") if added else ("embedding",)
         return [_stack(model.decoder, "decoder", ("head",), inputs)]
     family = type(model).__module__.partition("transformers.models.")[2].partition(".")[0]
-    describe: Callable[[nn.Module], list[dict[str, Any]]] | None = huggingface.FAMILIES.get(family)
+    describe: Callable[[nn.Module], list[dict[str, Any]]] | None = hf_streams.FAMILIES.get(family)
     kind = type(model).__name__
     for inner in ("module", "_orig_mod"):  # data-parallel wrappers; torch.compile
         if isinstance(getattr(model, inner, None), nn.Module):
@@ -75,10 +75,10 @@ def streams_of(model: nn.Module) -> list[Stream]:
     if describe is None:
         raise UserError(
             f"the residual streams of a {kind} are not known; describe them with "
-            f"normtrain.swap.Stream and pass streams=[...] (known: normtrain's models and "
-            f"Hugging Face's {', '.join(huggingface.FAMILIES)})"
+            f"normtrain.convert.Stream and pass streams=[...] (known: normtrain's models and "
+            f"Hugging Face's {', '.join(hf_streams.FAMILIES)})"
         )
-    if not hasattr(model, "base_model_prefix") or not huggingface.is_whole(model, family):
+    if not hasattr(model, "base_model_prefix") or not hf_streams.is_whole(model, family):
         raise UserError(f"a {kind} is a part of a model; convert the whole one")
     return [Stream(**{**plain, "writers": tuple(plain["writers"])}) for plain in describe(model)]
 
@@ -103,7 +103,7 @@ _SUBLAYERS = {  # residual: (what reads its norm, what writes its branch)
 
 
 def _stack(stack: Stack, name: str, readers: tuple[str, ...], inputs: tuple[str, ...]) -> Stream:
-    """The stream of one of this package's stacks."""
+    """Return the stream of a stack."""
     norms: dict[str, tuple[str, ...]] = {}
     writers, outer = [], []
     width = int(getattr(stack.norm, "dim", 0))
@@ -118,7 +118,7 @@ def _stack(stack: Stack, name: str, readers: tuple[str, ...], inputs: tuple[str,
             if module.placement == "post":
                 raise UserError(
                     f"{full}.{residual} is post-norm: its norm writes the stream, so the stream's "
-                    f"mean can't be removed; only pre-norm models convert exactly"
+                    f"mean cannot be removed; only pre-norm models convert exactly"
                 )
             norms[f"{full}.{residual}.norm"] = (f"{full}.{reader}",)
             writers.append(f"{full}.{writer}")

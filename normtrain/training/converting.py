@@ -11,7 +11,7 @@ from torch import nn
 
 from normtrain.config import recipe as recipes
 from normtrain.config.schema import Recipe
-from normtrain.convert.equivalence import to_crmsnorm, to_layernorm, to_rmsnorm
+from normtrain.convert.conversions import to_crmsnorm, to_layernorm, to_rmsnorm
 from normtrain.convert.report import ConversionReport
 from normtrain.errors import RunError, UserError
 from normtrain.models.embedding import TokenModel

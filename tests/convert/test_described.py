@@ -59,10 +59,10 @@ def test_any_model_with_its_streams_described(to: str) -> None:
     ("change", "message"),
     [
         ({"writers": ("missing",)}, "no module or parameter missing"),
-        ({"writers": ("norm",)}, "norm is a LayerNorm, not a plain linear map"),
+        ({"writers": ("norm",)}, "norm is a LayerNorm, not a plain linear layer"),
         ({"writers": ("inner",)}, "inner writes 8 features into a stream of 6"),
         ({"norms": {"absent": ()}}, "no module absent"),
-        ({"norms": {"inner": ()}}, "inner (Linear) can't be converted"),
+        ({"norms": {"inner": ()}}, "inner (Linear) cannot be converted"),
         ({"width": 7}, r"norm norms (6,), but its stream has 7"),
         ({"entry": "nowhere"}, "no module nowhere"),
     ],

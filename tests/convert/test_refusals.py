@@ -92,8 +92,8 @@ def _meta(model: Small) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Small], None], str]] = {
-    "parametrized writer": (_weight_norm("outer"), "the weight of outer is no plain"),
-    "parametrized norm": (_weight_norm("norm"), "the weight of norm is no plain"),
+    "parametrized writer": (_weight_norm("outer"), "the weight of outer must be a plain"),
+    "parametrized norm": (_weight_norm("norm"), "the weight of norm must be a plain"),
     "pruned writer": (_prune("outer"), "outer has forward hooks"),
     "pruned norm": (_prune("last"), "last has forward hooks"),
     "hooked writer": (_hook("outer"), "outer has forward hooks"),
@@ -102,7 +102,7 @@ CHANGES: dict[str, tuple[Callable[[Small], None], str]] = {
     "patched writer": (_patch, "a patched forward"),
     "shared writer": (_share, "outer shares its weight with spare"),
     "scaling table": (_scale_table, "table is a Scaled, which may do more"),
-    "other maths in a norm": (_double_norm, "last (torch.nn.Doubled) can't be converted"),
+    "other maths in a norm": (_double_norm, "last (torch.nn.Doubled) cannot be converted"),
     "clipping table": (_clip_table, "(max_norm)"),
     "no values": (_meta, "has no values yet"),
 }
@@ -145,11 +145,11 @@ def test_wrong_descriptions_change_nothing(case: str) -> None:
 
 
 def test_descriptions_of_the_wrong_type() -> None:
-    with pytest.raises(TypeError, match="several names"):
+    with pytest.raises(TypeError, match="sequence of names"):
         Stream(6, {"norm": "inner"}, ("outer",))  # type: ignore[dict-item]
-    with pytest.raises(TypeError, match="several names"):
+    with pytest.raises(TypeError, match="sequence of names"):
         Stream(6, {"norm": ("inner",)}, "outer")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="a torch module is converted"):
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
         to_rmsnorm("model")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no residual stream"):
         to_rmsnorm(Small(), streams=[])

@@ -105,9 +105,7 @@ def test_the_recipe_says_what_the_model_is(runs: Callable[[str], Path], tmp_path
     assert "parameters" in export(tmp_path / "crms.ckpt", tmp_path / "exported")
 
 
-@pytest.mark.parametrize(
-    ("kind", "reason"), [("adanorm", "quadratic in the normed row"), ("post", "is post-norm")]
-)
+@pytest.mark.parametrize(("kind", "reason"), [("adanorm", "quadratic"), ("post", "is post-norm")])
 @pytest.mark.parametrize("to", ["rmsnorm", "crmsnorm", "layernorm"])
 def test_what_is_not_exact_is_refused(
     kind: str, reason: str, to: str, runs: Callable[[str], Path], tmp_path: Path

@@ -1,4 +1,4 @@
-"""What a conversion does to one module's features: recentre them, drop the last, fold a gain in.
+"""Remove the mean of a module's output features, drop the last one, fold a norm's gain.
 
 Every change is computed in float64 and rounded once to the parameter's dtype.
 """
@@ -21,13 +21,13 @@ from normtrain.models.positions import Positions
 Slot = tuple[nn.Module, str, int]
 """A module, the name of one of its parameters, and the axis its features are on."""
 
-# A mean within this many roundings of the average magnitude is none: recentring and rounding once
-# leaves at most half of one, and weights that were never recentred have many.
+# A mean within this many rounding units of the average magnitude counts as zero: recentring and
+# rounding leaves at most half a unit, weights that were never recentred have many.
 _ROUNDINGS = 2.0
 
 
 def output_slots(model: nn.Module, name: str) -> list[Slot]:
-    """Where the output features of a module, or of the parameter of that name, are kept.
+    """Return the parameters that hold the output features of a module or a parameter.
 
     Raises:
         UserError: there is no such module, or its output is not linear in its parameters.
@@ -50,7 +50,7 @@ def output_slots(model: nn.Module, name: str) -> list[Slot]:
         return [(target, "weight", 1)]
     if isinstance(target, nn.Conv1d | nn.Conv2d) and runs_as(target, [nn.Conv1d, nn.Conv2d]):
         if target.groups != 1:
-            raise UserError(f"{name} is a grouped convolution, whose output can't be recentred")
+            raise UserError(f"{name} is a grouped convolution, whose output cannot be recentred")
         check_unchanged(target, name)
     else:
         check_linear(target, name)
@@ -61,7 +61,7 @@ def output_slots(model: nn.Module, name: str) -> list[Slot]:
 
 
 def _check_embedding(table: nn.Embedding, name: str) -> None:
-    """Refuse an embedding that does more than choose rows."""
+    """Refuse an embedding that does more than look vectors up."""
     if not (runs_as(table, [nn.Embedding, ZeroMeanEmbedding]) or is_position_table(table)):
         raise UserError(
             f"{name} is a {type(table).__name__}, which may do more than look vectors up; put a "
@@ -73,13 +73,13 @@ def _check_embedding(table: nn.Embedding, name: str) -> None:
 
 
 def centred(tensor: Tensor, axis: int) -> Tensor:
-    """The tensor minus its mean along an axis, float64."""
+    """Return the tensor minus its mean along an axis, in float64."""
     wide = tensor.detach().double()
     return wide - wide.mean(axis, keepdim=True)
 
 
 def is_zero_mean(slots: list[Slot]) -> bool:
-    """Whether the features have no mean, up to the rounding of their dtype."""
+    """Return whether the features have zero mean, up to the rounding of their dtype."""
     for module, name, axis in slots:
         tensor: Tensor = getattr(module, name).detach()
         wide = tensor.double()
@@ -98,7 +98,7 @@ def recentre(slots: list[Slot]) -> None:
 
 
 def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
-    """Make ``value`` the module's parameter of that name, in the dtype of `like`, frozen or not."""
+    """Set a parameter, with the dtype and ``requires_grad`` of `like`."""
     parameter = nn.Parameter(value.to(like.dtype).contiguous(), requires_grad=like.requires_grad)
     if name in module._buffers:
         del module._buffers[name]
@@ -106,7 +106,7 @@ def put(module: nn.Module, name: str, value: Tensor, like: Tensor) -> None:
 
 
 def recentre_and_drop(slots: list[Slot]) -> None:
-    """Remove the mean over features, then the last feature, and tell the module its new size."""
+    """Remove the mean over features, then the last feature; update the module's sizes."""
     for module, name, axis in slots:
         tensor: Tensor = getattr(module, name)
         put(module, name, centred(tensor, axis).narrow(axis, 0, tensor.size(axis) - 1), tensor)
@@ -117,11 +117,11 @@ def recentre_and_drop(slots: list[Slot]) -> None:
 
 
 def fold(reader: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Give a linear module a norm's gain and bias, and let it read d − 1 centred features.
+    """Fold a norm's gain and bias into a linear module that then reads d − 1 features.
 
-    With n the normed row of d features, W(w * n + b) + a = (W w) n + (W b + a); n sums to zero, so
-    its last feature is minus the sum of the others and its column is subtracted from theirs
-    (Jiang et al. 2023).
+    With n the normalized vector of d features, W(w * n + b) + a = (W w) n + (W b + a); n sums to
+    zero, so its last feature is minus the sum of the others and its column is subtracted from
+    theirs (Jiang et al. 2023).
 
     Args:
         reader: reads the norm's output; changed in place, with new Parameter objects.
@@ -147,14 +147,14 @@ def fold(reader: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
 
 
 class ZeroMeanEmbedding(nn.Embedding):
-    """An embedding whose vectors are recentred as they are looked up.
+    """An embedding whose vectors are recentred when looked up.
 
-    For a matrix that is tied to an output layer, which must keep reading it as it is.
+    For a matrix that is tied to an output layer, which reads it unchanged.
     """
 
     @classmethod
     def of(cls, embedding: nn.Embedding) -> ZeroMeanEmbedding:
-        """The same embedding, sharing its weight."""
+        """Return the same embedding, sharing its weight."""
         made = cls(
             embedding.num_embeddings,
             embedding.embedding_dim,
@@ -167,7 +167,7 @@ class ZeroMeanEmbedding(nn.Embedding):
         return made.train(embedding.training)
 
     def plain(self) -> nn.Embedding:
-        """The ordinary embedding, sharing the weight."""
+        """Return an ordinary embedding, sharing the weight."""
         made = nn.Embedding(
             self.num_embeddings,
             self.embedding_dim,
@@ -180,6 +180,6 @@ class ZeroMeanEmbedding(nn.Embedding):
         return made.train(self.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Vectors ``(..., dim)`` of ids ``(...)``, each minus its mean."""
+        """Return vectors ``(..., dim)`` of ids ``(...)``, each minus its mean."""
         vectors = super().forward(input)
         return vectors - vectors.mean(-1, keepdim=True)

@@ -1,12 +1,12 @@
 """Exact conversions of Pre-LN models: to Pre-RMSNorm, to Pre-CRMSNorm, and back to LayerNorm.
 
-A norm that centres its input does not see the mean of the residual stream. So the mean can be
-taken out of everything that writes into the stream, and what centred rows need is RMSNorm. A row
-whose features sum to zero is known from all but the last of them, which is what CRMSNorm stores
+A norm that centres its input ignores the mean of the residual stream. So the mean can be removed
+from everything that writes into the stream, and on zero-mean vectors LayerNorm equals RMSNorm. The
+last feature of a zero-mean vector follows from the others, which are what CRMSNorm stores
 (Jiang, Gu, Zhu, Pan 2023, Pre-RMSNorm and Pre-CRMSNorm Transformers, arXiv:2305.14858).
 
-Each conversion checks everything before it changes anything. In training mode a converted model
-with dropout is another model; the outputs are equal in eval mode. Parameters that change shape
+Each conversion checks everything before it changes anything. Outputs are equal in eval mode; in
+training mode dropout makes a converted model differ. Parameters that change shape
 are new objects: build optimizers, EMA copies and data-parallel wrappers after converting.
 """
 
@@ -17,8 +17,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from normtrain.convert import own
-from normtrain.convert.checks import (
+from normtrain.convert import own_models
+from normtrain.convert.counterparts import CENTRING, RMS, crms_of, label, layer_norm_of, rms_of
+from normtrain.convert.linear_layers import entry_hooks, recentre_and_drop_entry, recentre_entry
+from normtrain.convert.mean_removal import (
+    ZeroMeanEmbedding,
+    fold,
+    output_slots,
+    recentre,
+    recentre_and_drop,
+)
+from normtrain.convert.preconditions import (
     check_centred,
     check_outer_norms,
     check_readers,
@@ -26,15 +35,6 @@ from normtrain.convert.checks import (
     norm_kinds,
     unnamed,
 )
-from normtrain.convert.counterparts import CENTRING, RMS, crms_of, label, layer_norm_of, rms_of
-from normtrain.convert.features import (
-    ZeroMeanEmbedding,
-    fold,
-    output_slots,
-    recentre,
-    recentre_and_drop,
-)
-from normtrain.convert.linear_layers import entry_hooks, recentre_and_drop_entry, recentre_entry
 from normtrain.convert.report import ConversionReport
 from normtrain.convert.streams import Stream, streams_of
 from normtrain.errors import UserError
@@ -45,7 +45,7 @@ _DETACHED = "detachnorm's forward is kept, but not what it holds constant in the
 
 
 def to_rmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> ConversionReport:
-    """Turn a Pre-LN model into the Pre-RMSNorm model with the same outputs, in place.
+    """Convert a Pre-LN model into the Pre-RMSNorm model with the same outputs, in place.
 
     Means over features are taken out of the weights that write into the residual streams, and
     every LayerNorm there becomes an RMSNorm with the same eps, gain and bias. An embedding that
@@ -61,8 +61,8 @@ def to_rmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> 
         What was changed.
 
     Raises:
-        ValueError: the conversion would not be exact; the module and the reason are named, and
-            the model is as it was.
+        UserError: the conversion would not be exact; the module and the reason are named, and
+            the model is unchanged.
     """
     streams = _checked(model, streams)
     folding = isinstance(model, TokenModel) and model.zero_mean == "stream"
@@ -83,14 +83,14 @@ def to_rmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> 
         if not isinstance(model, TokenModel):
             _recentre_inputs(model, stream, report)
     if isinstance(model, TokenModel):
-        own.set_zero_mean(model, "embeddings")
+        own_models.set_zero_mean(model, "embeddings")
         report.notes.append("token and position vectors are recentred when looked up")
     _replace(model, _all_norms(streams), rms_of, report)
     return _finished(model, report)
 
 
 def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> ConversionReport:
-    """Turn a Pre-LN or zero-mean Pre-RMSNorm model into the equal Pre-CRMSNorm model, in place.
+    """Convert a Pre-LN or zero-mean Pre-RMSNorm model into the equal Pre-CRMSNorm model, in place.
 
     The residual streams keep d − 1 of d features. Gains and biases of the norms are folded into
     what reads them; tied output matrices are untied; sinusoidal positions become a stored table.
@@ -103,8 +103,8 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
         What was changed.
 
     Raises:
-        ValueError: the conversion would not be exact; the module and the reason are named, and
-            the model is as it was.
+        UserError: the conversion would not be exact; the module and the reason are named, and
+            the model is unchanged.
     """
     streams = _checked(model, streams)
     _readable(model, streams)
@@ -112,9 +112,9 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
     report = _report(model, "crmsnorm", streams)
     tied = [n for s in streams for n in s.inputs if _is_tied(model, _named(model, n))]
     if isinstance(model, TokenModel):
-        own.narrow_embeddings(model, list(streams))
-        own.narrow_attentions(model)
-        own.set_zero_mean(model, "none")
+        own_models.narrow_embeddings(model, list(streams))
+        own_models.narrow_attentions(model)
+        own_models.set_zero_mean(model, "none")
         report.notes.append("embeddings and positions are tables of one feature fewer, untied")
     for stream in streams:
         for norm, readers in stream.norms.items():
@@ -138,7 +138,7 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
 
 
 def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> ConversionReport:
-    """Turn a Pre-RMSNorm model whose streams have no mean back into the equal Pre-LN model.
+    """Convert a Pre-RMSNorm model whose streams have no mean back into the equal Pre-LN model.
 
     Args:
         model: what `to_rmsnorm` made, or a model trained with ``zero_mean: stream``.
@@ -148,8 +148,8 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
         What was changed.
 
     Raises:
-        ValueError: a norm is no RMSNorm, or something adds a mean to a stream, which a LayerNorm
-            would remove; it is named, and the model is as it was.
+        UserError: a norm is not RMSNorm, or a module adds a mean to a stream, which LayerNorm
+            would remove; it is named, and the model is unchanged.
     """
     streams = _checked(model, streams)
     for stream in streams:
@@ -165,7 +165,7 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
     ours = isinstance(model, TokenModel)
     _replace(model, _all_norms(streams), lambda old: layer_norm_of(old, own=ours), report)
     if isinstance(model, TokenModel):
-        own.set_zero_mean(model, "none")  # the LayerNorms do it
+        own_models.set_zero_mean(model, "none")  # the LayerNorms do it
     for stream in streams:
         for name in stream.inputs:
             if isinstance(module := _named(model, name), ZeroMeanEmbedding):
@@ -177,7 +177,7 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
 
 def _checked(model: nn.Module, streams: Sequence[Stream] | None) -> Sequence[Stream]:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"a torch module is converted, not {model!r}")
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
     known = streams_of(model) if streams is None or isinstance(model, TokenModel) else None
     streams = [streams] if isinstance(streams, Stream) else streams
     if streams is not None and known is not None and list(streams) != known:
@@ -192,7 +192,7 @@ def _checked(model: nn.Module, streams: Sequence[Stream] | None) -> Sequence[Str
 
 
 def _readable(model: nn.Module, streams: Sequence[Stream]) -> dict[str, str]:
-    """The kinds of all norms, once it is known that each reads a stream it may."""
+    """Return the class of each norm, after checking that its stream can be converted."""
     kinds: dict[str, str] = {}
     for stream in streams:
         check_outer_norms(model, stream)
@@ -212,7 +212,7 @@ def _readable(model: nn.Module, streams: Sequence[Stream]) -> dict[str, str]:
 
 def _check_centred(model: nn.Module, stream: Stream) -> None:
     fine = [name for name in stream.inputs if isinstance(_named(model, name), ZeroMeanEmbedding)]
-    check_centred(model, stream, [*fine, *own.centred_when_run(model, stream)])
+    check_centred(model, stream, [*fine, *own_models.centred_when_run(model, stream)])
     if stream.entry is not None and not entry_hooks(model.get_submodule(stream.entry)):
         raise UserError(f"what enters {stream.entry} has a mean")
 
@@ -223,7 +223,7 @@ def _named(model: nn.Module, name: str) -> object:
 
 
 def _report(model: nn.Module, to: str, streams: Sequence[Stream]) -> ConversionReport:
-    """A report that names the norms off the streams, and what the streams may have left out."""
+    """Return a report that names norms off the streams, and modules that no stream names."""
     on = {*_all_norms(streams), "embedding_norm"}
     left = {
         name: label(module)
@@ -234,7 +234,7 @@ def _report(model: nn.Module, to: str, streams: Sequence[Stream]) -> ConversionR
     if forgotten := unnamed(model, streams):
         report.notes.append(
             f"no stream names {', '.join(forgotten)}, which have a stream's width: check that "
-            f"nothing of theirs is added to it"
+            f"none of them adds to it"
         )
     return report
 
@@ -252,7 +252,7 @@ def _replace(
     made: dict[nn.Module, nn.Module] = {}
     for name in names:
         old = model.get_submodule(name)
-        made.setdefault(old, build(old))  # one norm used at two places stays one
+        made.setdefault(old, build(old))  # a norm used twice stays one module
         report.replaced[name] = (label(old), label(made[old]))
         if isinstance(old, DetachNorm) and (note := _DETACHED) not in report.notes:
             report.notes.append(note)
@@ -260,7 +260,7 @@ def _replace(
 
 
 def _recentre_inputs(model: nn.Module, stream: Stream, report: ConversionReport) -> None:
-    """Take the mean out of a stream's first value, in the weights where that is possible."""
+    """Remove the mean of a stream's input, in the weights where that is possible."""
     for name in stream.inputs:
         module = _named(model, name)
         if isinstance(module, nn.Embedding) and _is_tied(model, module):

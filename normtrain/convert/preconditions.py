@@ -1,4 +1,4 @@
-"""What must hold before a model is converted; nothing here changes it."""
+"""Check that a model can be converted exactly; nothing here changes it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from normtrain.convert.counterparts import kind_of
-from normtrain.convert.features import is_zero_mean, output_slots
 from normtrain.convert.linear_layers import check_linear, check_values, is_transposed
+from normtrain.convert.mean_removal import is_zero_mean, output_slots
 from normtrain.errors import UserError
 from normtrain.models.positions import Positions
 
@@ -21,8 +21,8 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
     """Check that every part that the streams name is there and can be converted.
 
     Raises:
-        UserError: a module is missing, is of a kind that can't be converted exactly, has another
-            width, is named twice, or shares a weight with something off the stream.
+        UserError: a module is missing, cannot be converted exactly, has another width, is
+            named twice, or shares a weight with a module off the stream.
     """
     if not streams:
         raise UserError("there is no residual stream to convert")
@@ -57,17 +57,19 @@ def _width_written(model: nn.Module, name: str) -> int:
 
 
 def _check_named_once(model: nn.Module, streams: Sequence[Stream]) -> None:
-    """Each writer stands for itself: one that is dropped from twice would lose two features."""
+    """Check that no writer is named twice: it would lose two features."""
     seen: dict[int, str] = {}
     for name in (name for stream in streams for name in stream.writers):
         module = find(model, name)
         if id(module) in seen:
-            raise UserError(f"{name} and {seen[id(module)]} are one module; it can't be converted")
+            raise UserError(
+                f"{name} and {seen[id(module)]} are one module, which cannot be converted"
+            )
         seen[id(module)] = name
 
 
 def find(model: nn.Module, name: str) -> nn.Module:
-    """The module of that full name.
+    """Return the module of a name.
 
     Raises:
         UserError: there is none.
@@ -95,12 +97,12 @@ def check_outer_norms(model: nn.Module, stream: Stream) -> None:
         if isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any()):
             raise UserError(
                 f"{name} writes into the stream with a gain that differs between features, so "
-                f"what it adds has a mean that can't be removed exactly"
+                f"what it adds has a mean that cannot be removed exactly"
             )
 
 
 def _check_sharing(model: nn.Module, streams: Sequence[Stream]) -> None:
-    """A writer's weight must not be used elsewhere, where the change would be felt."""
+    """Check that no weight of a writer is used by another module."""
     users: dict[int, list[tuple[nn.Module, str]]] = {}
     for name, module in model.named_modules():
         for parameter in module._parameters.values():
@@ -120,15 +122,15 @@ def _check_sharing(model: nn.Module, streams: Sequence[Stream]) -> None:
 
 
 def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
-    """Check that all that reads a norm can take its gain and one feature fewer.
+    """Check that the readers of each norm can take its gain and one feature fewer.
 
     Raises:
-        UserError: a reader is no plain linear map, reads two norms, or lies outside the model.
+        UserError: a reader is not a plain linear layer, reads two norms, or lies outside the model.
     """
     seen: dict[int, str] = {}
     for stream in streams:
         if stream.width < 2:
-            raise UserError("a stream of one feature has nothing left when one is dropped")
+            raise UserError("a stream must have at least 2 features, got 1")
         for norm, readers in stream.norms.items():
             if not readers:
                 raise UserError(
@@ -150,7 +152,7 @@ def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
 
 
 def norm_kinds(model: nn.Module, stream: Stream) -> dict[str, str]:
-    """Of each norm at a stream, whether it centres or is RMSNorm."""
+    """Return whether each norm of a stream centres its input or is RMSNorm."""
     names = (*stream.norms, *stream.outer_norms)
     return {name: kind_of(find(model, name), name) for name in names}
 
@@ -164,21 +166,21 @@ def check_centred(model: nn.Module, stream: Stream, centred_when_run: Iterable[s
         centred_when_run: writers and inputs whose values the model itself recentres.
 
     Raises:
-        UserError: something has a mean; it is named.
+        UserError: a module has a mean; it is named.
     """
-    fine = set(centred_when_run)
+    known = set(centred_when_run)
     for name in (*stream.writers, *stream.inputs):
-        if name not in fine and not is_zero_mean(output_slots(model, name)):
+        if name not in known and not is_zero_mean(output_slots(model, name)):
             raise UserError(
                 f"{name} adds a mean to the stream, so the RMSNorms that read it do not equal "
                 f"LayerNorms; only a model converted from Pre-LN (and neither trained since nor "
                 f"rounded to a narrower dtype and back) or trained with zero_mean has none"
             )
-    if not fine.issuperset(stream.outer_norms):
+    if not known.issuperset(stream.outer_norms):
         check_outer_norms(model, stream)
     for name in stream.outer_norms:
         norm = find(model, name)
-        if name not in fine and norm.bias is not None and not is_zero_mean([(norm, "bias", 0)]):
+        if name not in known and norm.bias is not None and not is_zero_mean([(norm, "bias", 0)]):
             raise UserError(f"the bias of {name} adds a mean to the stream")
 
 
@@ -186,10 +188,10 @@ _WRITES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
 
 
 def unnamed(model: nn.Module, streams: Sequence[Stream]) -> list[str]:
-    """Modules that give as many features as a stream has, though no stream names them.
+    """Return modules whose output has the width of a stream, though no stream names them.
 
-    A writer that is forgotten keeps its mean, and nothing would fail. Where a stream begins at an
-    ``entry``, what lies ahead of it is not told from what lies behind, and nothing is listed.
+    A writer left out would keep its mean without an error. With an ``entry``, modules before and
+    after it cannot be told apart, and none is returned.
     """
     if any(stream.entry is not None for stream in streams):
         return []

@@ -1,11 +1,11 @@
-"""The parts of a conversion that only this package's models have: flags, embeddings, norm rules."""
+"""Convert what only this package's models have: flags, embeddings, norm rules."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from normtrain.convert.features import centred, put
+from normtrain.convert.mean_removal import centred, put
 from normtrain.convert.streams import Stream
 from normtrain.models.attention import Attention
 from normtrain.models.blocks import Residual
@@ -14,7 +14,7 @@ from normtrain.models.positions import Positions
 
 
 def centred_when_run(model: nn.Module, stream: Stream) -> tuple[str, ...]:
-    """Names of a stream's inputs and writers whose values the model recentres as it runs."""
+    """Return the inputs and writers of a stream that the model recentres when it runs."""
     mode = getattr(model, "zero_mean", "none") if isinstance(model, TokenModel) else "none"
     if mode == "stream":
         return (*stream.inputs, *stream.writers, *stream.outer_norms)
@@ -22,7 +22,7 @@ def centred_when_run(model: nn.Module, stream: Stream) -> tuple[str, ...]:
 
 
 def set_zero_mean(model: TokenModel, mode: str) -> None:
-    """Choose what the model recentres as it runs: ``none``, ``embeddings`` or ``stream``."""
+    """Set what the model recentres when it runs: ``none``, ``embeddings`` or ``stream``."""
     model.zero_mean = mode
     for module in model.modules():
         if isinstance(module, Residual):
