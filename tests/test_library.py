@@ -137,7 +137,6 @@ def test_no_import_goes_upward() -> None:
     assert not upward
 
 
-@pytest.mark.xfail(reason="normtrain.kernels has one; remove this mark with it", strict=False)
 def test_no_modules_import_each_other_in_a_circle() -> None:
     remaining = {module: set(others) for module, others in IMPORTS.items()}
     while free := [module for module, others in remaining.items() if not others]:

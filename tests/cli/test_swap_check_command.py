@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import assert_failure, assert_misuse
-from their_modules import FILES
+from user_modules import FILES
 
 ROOT = Path(__file__).parents[2]
 Command = Callable[..., Any]
@@ -63,7 +63,7 @@ def test_a_model_is_found_and_checked(
     assert head.split() == ["module", "from", "to", "before", "after", "note"]
     assert f"inputs: {inputs}" in lines
     assert sum("  ok  " in line for line in lines) == 5
-    assert "a message of theirs" not in result.stdout
+    assert "a message of user code" not in result.stdout
     after = sys.path[:], sys.argv[:], sys.dont_write_bytecode, torch.get_rng_state().tolist()
     assert (after, sorted(here.rglob("*"))) == (state, files)
 
@@ -86,7 +86,7 @@ def test_json_the_seed_and_the_rules(command: Command, here: Path) -> None:
     ("target", "norm", "failed"),
     [
         ("mine:rearmed", "rmsnorm:bias=true", "eval forward"),
-        ("theirs:net", "bad-backward", "train backward, eval backward"),
+        ("custom:net", "bad-backward", "train backward, eval backward"),
     ],
 )
 def test_a_failed_check_is_exit_code_1(
@@ -130,7 +130,7 @@ def test_a_failed_check_is_exit_code_1(
 )
 def test_misuse_is_two_lines(command: Command, here: Path, words: str, parts: list[str]) -> None:
     result = command("swap-check", *words.split())
-    result.stderr_bytes = result.stderr_bytes.replace(b"a message of theirs\n", b"")
+    result.stderr_bytes = result.stderr_bytes.replace(b"a message of user code\n", b"")
     assert_misuse(result, *parts)
     assert "raises" not in sys.modules
 

@@ -1,6 +1,6 @@
 """What readers make of the norms of torch, transformers, timm, apex and Liger.
 
-timm, apex and Liger are not installed here: classes that look like theirs stand in for them.
+timm, apex and Liger are not installed here: classes with the same names stand in.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def test_facts(name: str, device: str) -> None:
 
 @pytest.mark.usefixtures("default_kernels")
 @pytest.mark.parametrize("name", ["timm", "timm-2d", "timm-rms", "timm-rms-2d"])
-def test_their_successors_compute_the_same(name: str) -> None:
+def test_their_replacements_compute_the_same(name: str) -> None:
     model = nn.Sequential(FACTS[name][0](), nn.Identity())
     nn.init.normal_(model[0].weight)
     x = torch.randn(2, 6, 4, 5) if FACTS[name][1].get("channels_first") else torch.randn(2, 4, 6)

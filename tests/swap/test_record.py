@@ -179,7 +179,7 @@ def test_a_norm_that_is_not_registered_here(monkeypatch: pytest.MonkeyPatch) -> 
 
         @register_norm("third-norm")
         class ThirdNorm(RMSNorm):
-            """Somebody's."""
+            """A third party's."""
 
         section = record(_swapped("third-norm"))
     with pytest.raises(UserError, match="third-norm.*import the package that registers it"):

@@ -12,7 +12,7 @@ import math
 import random
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,10 +126,9 @@ def check_swap(
                 f"the original model itself fails on its inputs ({chosen}): {error}{hint}"
             ) from error.__cause__
         checks = [_compared(name, runs, swapped, original) for name in _CHECKS]
-        try:
+        change = math.inf
+        with suppress(_Failed):
             change = relative_difference(runs.forward(_copy(swapped).eval()), before)
-        except _Failed:
-            change = math.inf
     return SwapCheck(report, checks, change, str(chosen), notes)
 
 

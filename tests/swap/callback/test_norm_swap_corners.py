@@ -306,7 +306,7 @@ def test_batch_norms_are_synchronised_where_lightning_would() -> None:
 
 @dataclass
 class Sizes:
-    """Somebody's configuration."""
+    """A configuration object."""
 
     width: int = 8
 
@@ -332,9 +332,9 @@ def test_hyperparameters_that_are_objects(tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_the_lightning_cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = types.ModuleType("somebodys_module")
-    module.Mine = type("Mine", (Biasless,), {"__module__": "somebodys_module"})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "somebodys_module", module)
+    module = types.ModuleType("user_module")
+    module.Mine = type("Mine", (Biasless,), {"__module__": "user_module"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "user_module", module)
     monkeypatch.setattr(
         "pytorch_lightning.cli.instantiate_module",
         lambda cls, config: module.Mine(),  # type: ignore[attr-defined]
@@ -344,7 +344,7 @@ def test_checkpoints_of_the_lightning_cli(tmp_path: Path, monkeypatch: pytest.Mo
     raw = torch.load(path, weights_only=True)
     raw["hyper_parameters"] = {
         "_instantiator": "pytorch_lightning.cli.instantiate_module",
-        "_class_path": "somebodys_module.Mine",
+        "_class_path": "user_module.Mine",
     }
     torch.save(raw, path)
     for cls in (module.Mine, Biasless):  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ NAMES = ["train forward", "train backward", "eval forward", "eval backward", "sa
 
 
 class Small(nn.Module):
-    """Linear, norm, linear; ``tail`` makes the output from theirs."""
+    """Linear, norm, linear; ``tail`` makes the output."""
 
     def __init__(self, tail: Callable[..., Any] = lambda model, y: y) -> None:
         super().__init__()

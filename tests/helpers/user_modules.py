@@ -10,7 +10,7 @@ from torch import nn
 
 import helper
 
-print("a message of theirs")
+print("a message of user code")
 arguments = argparse.ArgumentParser().parse_args()  # as scripts do, at the top
 
 
@@ -21,7 +21,7 @@ class Net(nn.Module):
         self.last = nn.Linear(size, 3)
 
     def forward(self, x, scale=1.0):
-        print("a message of theirs")
+        print("a message of user code")
         return {"logits": self.last(self.norm(self.first(x))) * scale}
 
 
@@ -80,7 +80,7 @@ partial = functools.partial(Net, size=12)
 number = 3
 """
 
-THEIRS = """
+CUSTOM = """
 import torch
 from torch import nn
 
@@ -114,7 +114,7 @@ def net():
 FILES = {
     "mine.py": MINE,
     "helper.py": "SIZE = 8\n",
-    "theirs.py": THEIRS,
+    "custom.py": CUSTOM,
     "package/__init__.py": "",
     "package/inner/__init__.py": "",
     "package/inner/nets.py": "from ..inner.more import Net\n",
