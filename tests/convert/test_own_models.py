@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "l1norm": ({"norm": "l1norm"}, "norm (l1norm)", "another statistic"),
     "linfnorm": ({"norm": "linfnorm"}, "norm (linfnorm)", "another statistic"),
     "topknorm": ({"norm": "topknorm"}, "norm (topknorm)", "another statistic"),
-    "none": ({"norm": "none"}, "norm (none)", "no norm"),
+    "none": ({"norm": "none"}, "norm (none)", "does not normalize"),
     "sandwich": (
         {"placement": "sandwich"},
         "encoder.layers.0.attention_residual.norm_out",
