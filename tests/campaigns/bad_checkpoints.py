@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, edited, or written to do harm."""
+"""Checkpoints that are damaged, edited, of version 1 of the format, or written to run code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def packed(raw: Any, *, legacy: bool = False) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> tuple[str, bytes]:
-    """A file's bytes after an accident of the disk or the network."""
+    """A file's bytes after a fault of the disk or the network."""
     at, more = draw(st.integers(0, len(content) - 1)), draw(st.binary(min_size=1, max_size=64))
     how = draw(st.integers(0, 5))
     if how == 0:
@@ -142,10 +142,10 @@ def _other_tensors(draw: st.DrawFn, raw: dict[str, Any]) -> str:
 
 @st.composite
 def _other_values(draw: st.DrawFn, raw: dict[str, Any]) -> str:
-    """Put junk somewhere into the nested dictionaries and lists."""
+    """Replace one value in the nested dictionaries and lists by junk."""
     path, inside = [], raw
-    begin = draw(st.sampled_from(["normtrain", "normtrain", "any"]))
-    if begin == "normtrain":
+    start = draw(st.sampled_from(["normtrain", "normtrain", "any"]))
+    if start == "normtrain":
         path, inside = ["normtrain"], raw["normtrain"]
     for _ in range(draw(st.integers(0, 5))):
         deeper = [k for k, v in _items(inside) if isinstance(v, (dict, list)) and v]
@@ -167,8 +167,18 @@ def _items(inside: Any) -> list[tuple[Any, Any]]:
     return list(inside.items() if isinstance(inside, dict) else enumerate(inside))
 
 
+def _as_version_1(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section as version 1 of the format has it."""
+    launch = section.pop("launch")
+    launch["update_batches"] = launch.pop("step_batches")
+    del section["recipe"]["optim"]["name"]
+    return section | section.pop("environment") | {"version": 1, "machine": launch}
+
+
 @st.composite
 def _edited(draw: st.DrawFn, raw: dict[str, Any]) -> tuple[str, bytes]:
+    if draw(st.integers(0, 3)) == 0:
+        raw["normtrain"] = _as_version_1(raw["normtrain"])
     how = draw(st.integers(0, 7))
     if how < 2:
         about = draw(_other_tensors(raw))

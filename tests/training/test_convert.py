@@ -1,4 +1,4 @@
-"""``normtrain convert``: from a trained checkpoint to one with other norms and the same answers."""
+"""``normtrain convert``: from a trained checkpoint to one with other norms and equal outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from conftest import assert_misuse
 
 from normtrain.config.recipe import diff
 from normtrain.errors import UserError
-from normtrain.training import convert, evaluate, export, fit, read_checkpoint, translate
+from normtrain.training import convert, export, fit, read_checkpoint, translate
 
 SETTINGS = {
     "data_max_tokens": 240,
@@ -59,9 +59,14 @@ def logits(target: Path) -> torch.Tensor:
         return model.double()(*ids)
 
 
-@pytest.mark.parametrize("to", ["rmsnorm", "crmsnorm"])
-@pytest.mark.parametrize("kind", ["layernorm", "zero-mean"])
-def test_the_converted_checkpoint_gives_the_same_answers(
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        ("layernorm", "rmsnorm"),
+        pytest.param("zero-mean", "crmsnorm", marks=pytest.mark.extended),
+    ],
+)
+def test_the_converted_checkpoint_gives_equal_outputs(
     kind: str,
     to: str,
     runs: Callable[[str], Path],
@@ -77,14 +82,13 @@ def test_the_converted_checkpoint_gives_the_same_answers(
     difference = (logits(made) - expected).abs().amax() / expected.abs().amax()
     assert difference.item() < 1e-5
     assert hypotheses(made, corpus_folder) == hypotheses(run, corpus_folder)
-    scores = [evaluate(target, split="test") for target in (run, made)]
-    assert scores[0]["bleu"] == scores[1]["bleu"] > 1
-    read = read_checkpoint(made)
-    assert all(spec.startswith(to) for spec in read.raw["normtrain"]["norms"].values())
-    assert read.raw["normtrain"]["converted"]["to"] == to
+    read, section = read_checkpoint(made), read_checkpoint(made).section.plain()
+    assert all(spec.startswith(to) for spec in section["norms"].values())
+    assert section["converted"]["to"] == to
     assert read.step == read_checkpoint(run).step
 
 
+@pytest.mark.extended
 def test_there_and_back(runs: Callable[[str], Path], tmp_path: Path) -> None:
     run = runs("layernorm")
     convert(run, to="rmsnorm", output=tmp_path / "rms.ckpt")
@@ -97,7 +101,8 @@ def test_there_and_back(runs: Callable[[str], Path], tmp_path: Path) -> None:
     assert diff(*recipes) == []
 
 
-def test_the_recipe_says_what_the_model_is(runs: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.extended
+def test_the_recipe_describes_the_new_model(runs: Callable[[str], Path], tmp_path: Path) -> None:
     convert(runs("layernorm"), to="crmsnorm", output=tmp_path / "crms.ckpt")
     changed = read_checkpoint(tmp_path / "crms.ckpt").recipe.model
     assert (changed.norm, changed.d_stream, changed.d_model) == ("crmsnorm:affine=false", 31, 32)
@@ -105,10 +110,17 @@ def test_the_recipe_says_what_the_model_is(runs: Callable[[str], Path], tmp_path
     assert "parameters" in export(tmp_path / "crms.ckpt", tmp_path / "exported")
 
 
-@pytest.mark.parametrize(("kind", "reason"), [("adanorm", "quadratic"), ("post", "is post-norm")])
-@pytest.mark.parametrize("to", ["rmsnorm", "crmsnorm", "layernorm"])
-def test_what_is_not_exact_is_refused(
-    kind: str, reason: str, to: str, runs: Callable[[str], Path], tmp_path: Path
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("kind", "to", "reason"),
+    [
+        ("adanorm", "rmsnorm", "quadratic"),
+        ("adanorm", "layernorm", "quadratic"),
+        ("post", "crmsnorm", "post-norm"),
+    ],
+)
+def test_inexact_conversions_are_refused(
+    kind: str, to: str, reason: str, runs: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as failure:
         convert(runs(kind), to=to, output=tmp_path / "made.ckpt")
@@ -117,6 +129,7 @@ def test_what_is_not_exact_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.extended
 def test_misuse_gets_one_line(
     learned: dict[str, Path], runs: Callable[[str], Path], command: Callable[..., Any]
 ) -> None:
