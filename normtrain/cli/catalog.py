@@ -33,14 +33,16 @@ def list_recipes() -> None:
 
 @recipes.command("show")
 @click.argument("name", metavar="NAME|FILE")
-@click.option("--resolved", is_flag=True, help="Print every key, with the defaults filled in.")
+@click.option("--resolved", is_flag=True, help="Print every key, with its value and what it means.")
 @debug_option
 def show_recipe(name: str, resolved: bool) -> None:
     """Print a recipe."""
     if resolved:
+        from normtrain.config.explain import annotate
         from normtrain.config.recipe import dump, load
 
-        click.echo(dump(load(name)), nl=False)
+        recipe = load(name)
+        click.echo(annotate(dump(recipe), recipe.task), nl=False)
         return
     from normtrain.config import bundled as found
 

@@ -84,3 +84,21 @@ def _closest(section: str, name: str, task: str) -> list[str]:
         return []
     fields = sections(task)[near[0]].model_fields
     return [f"{near[0]}.{match}" for match in difflib.get_close_matches(name.lower(), fields, n=1)]
+
+
+def annotate(text: str, task: str) -> str:
+    """Add the help of each key as a comment to a recipe's YAML.
+
+    Args:
+        text: a recipe as `normtrain.config.recipe.dump` writes it.
+        task: of the recipe.
+    """
+    lines, section = [], ""
+    for line in text.splitlines():
+        name = line.strip().partition(":")[0]
+        if not line.startswith(" "):
+            section = name
+        fields = sections(task)[section].model_fields if line.startswith(" ") else {}
+        about = fields[name].description if name in fields else None
+        lines.append(f"{line:<36}  # {about}" if about else line)
+    return "\n".join(lines) + "\n"
