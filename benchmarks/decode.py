@@ -1,20 +1,20 @@
-"""Beam search: this project's against ``transformers``' generate, on equal work.
+"""Beam search: this project against ``generate`` of ``transformers``, on equal work.
 
     python benchmarks/decode.py                        # d=256, 3+3 layers, 8,000 tokens, beam 5
     python benchmarks/decode.py --sentences 8 --repeats 1 --length 10
     python benchmarks/decode.py --run runs/RUN --data FOLDER --split test
 
-Without ``--run`` both models are random, of the same sizes, read the same source sentences and are
-made to write the same number of tokens, so the ratio compares implementations and nothing else.
+Without ``--run`` both models have random weights and the same sizes, read the same source sentences
+and write the same number of tokens, so the ratio compares implementations only.
 
 With ``--run`` this project translates real sentences with a trained model, from text to text. The
-other side is a random MarianMT of the run's sizes; it gets the same batches of token ids, and each
-of its sentences is made to end at the length of this project's translation of it.
+other side is a random MarianMT of the same sizes. It gets the same batches of token ids, and each
+of its sentences is forced to end at the length of this project's translation.
 
-The repeats alternate; medians and the median of the paired ratios are printed. Tokens a second
-count the target tokens of the best hypothesis of each sentence, its end mark included. Without
-``transformers`` only this project's side is measured. Both sides run in one process, with the C
-library told to keep freed memory, as this project does when it translates.
+The repeats alternate; printed are medians and the median of the paired ratios. Counted are the
+target tokens of the best hypothesis of each sentence, EOS included. Without ``transformers`` only
+this project is measured. Both sides run in one process, in which the C library keeps freed memory,
+as in this project's ``translate``.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ PAD, BOS, EOS, FIRST_WORD = 0, 1, 2, 4
 
 
 class NeverEnding:
-    """A model that gives EOS no chance, so that every hypothesis gets to the length limit.
+    """A model that never predicts EOS, so that every hypothesis reaches the length limit.
 
-    At the limit the search asks for the EOS's log-probability, which is then very low and equal
-    for all; the work is that of real decoding.
+    At the limit the search adds the log-probability of EOS, which is then very low and equal for
+    all hypotheses; the work is that of real decoding.
     """
 
     def __init__(self, model: Seq2Seq) -> None:
@@ -74,7 +74,7 @@ def our_model(args: argparse.Namespace) -> Seq2Seq:
 
 
 def their_model(args: argparse.Namespace) -> Any:
-    """A MarianMT of the same sizes, or None where ``transformers`` is not installed."""
+    """Build a MarianMT of the same sizes; None if ``transformers`` is not installed."""
     try:
         from transformers import MarianConfig, MarianMTModel
     except ImportError:
@@ -100,7 +100,7 @@ def their_model(args: argparse.Namespace) -> Any:
 
 
 def sources(args: argparse.Namespace) -> list[Tensor]:
-    """Batches of sentences sorted by length, lengths spread like a news corpus's."""
+    """Draw batches of sentences sorted by length, with the lengths of a news corpus."""
     draw = torch.Generator().manual_seed(args.seed)
     lengths = (torch.randn(args.sentences, generator=draw) * 0.5 + 3.1).exp().clamp(3, 100).long()
     lengths = lengths.sort(descending=True).values
@@ -121,7 +121,7 @@ def decoded(decode: Callable[[Tensor], int], batches: list[Tensor]) -> int:
 def alternate(
     sides: dict[str, Callable[[Any], int]], work: Any, warm_up: Any, repeats: int
 ) -> dict[str, list[float]]:
-    """Let the sides take turns at the work; tokens a second of each repeat after a warm-up."""
+    """Let the sides take turns; return tokens per second of each repeat after a warm-up."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         for name in sorted(sides, reverse=repeat % 2 == 1):
@@ -138,7 +138,7 @@ def plain(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Run both sides in turn; rates are tokens a second, each a list over the repeats."""
+    """Measure both sides with random models; rates are tokens per second, one per repeat."""
     torch.manual_seed(args.seed)
     ours, theirs, batches = NeverEnding(our_model(args)), their_model(args), sources(args)
 
@@ -148,7 +148,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return args.length * len(found)
 
     def their_decode(batch: Tensor) -> int:
-        # Its lengths count the start token as well.
+        # Lengths of transformers include the start token.
         out = theirs.generate(
             batch,
             attention_mask=(batch != PAD).long(),
@@ -170,7 +170,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_run(args: argparse.Namespace) -> dict[str, Any]:
-    """A trained run on real sentences, against a random MarianMT doing the same work."""
+    """Measure a trained run on real sentences, against a random MarianMT on the same work."""
     from real_run import RealWork
 
     work = RealWork(args.run, args.data, args.split, args.sentences, args.beam, args.device)
@@ -219,12 +219,12 @@ def parse() -> argparse.Namespace:
     }.items():  # fmt: skip
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--norm", default="layernorm")
-    parser.add_argument("--placement", default="post", help="Marian's is post")
+    parser.add_argument("--placement", default="post", help="MarianMT has post")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--run", type=Path, help="a trained run: real sentences, its sizes")
+    parser.add_argument("--run", type=Path, help="a trained run: use real sentences and its sizes")
     parser.add_argument("--data", help="with --run: another corpus than the run's")
-    parser.add_argument("--split", default="test", help="with --run; --sentences 0 takes all of it")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    parser.add_argument("--split", default="test", help="with --run; --sentences 0 takes all")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     return parser.parse_args()
 
 
@@ -234,8 +234,8 @@ def main() -> None:
     keep_freed_memory()
     try:
         result = measure_run(args) if args.run else measure(args)
-    except ValueError as mistake:  # this project's word for a mistake of the user
-        sys.exit(str(mistake))
+    except ValueError as error:  # UserError: the run or the data cannot be used
+        sys.exit(str(error))
     summarise(result)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as file:

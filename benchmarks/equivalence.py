@@ -1,7 +1,7 @@
-"""How far a converted model's outputs lie from the original's, at the sizes people use.
+"""Measure how far the outputs of a converted model are from the original's, at common sizes.
 
-Weights are random, with gains and biases far from 1 and 0; nothing is downloaded. It needs
-transformers, which the ``dev`` extra has:
+Weights are random, with gains and biases far from 1 and 0; nothing is downloaded. Needs
+transformers (extra ``dev``):
 
     python benchmarks/equivalence.py
 """
@@ -37,7 +37,7 @@ MODELS = {
 
 
 def scrambled(kind: str, config: str, options: dict) -> nn.Module:
-    """A model as the library initialises it, with gains around 1.3 and biases around 0.1."""
+    """Build a model with the library's initialisation, gains around 1.3 and biases around 0.1."""
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, config)(**options)).eval()
     with torch.no_grad():
@@ -49,7 +49,7 @@ def scrambled(kind: str, config: str, options: dict) -> nn.Module:
 
 
 def inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Random input of the model's kind."""
+    """Return random inputs that the model takes."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(10, 1000, (2, 32), generator=generator)
     if model.main_input_name == "pixel_values":

@@ -2,13 +2,13 @@
 
     python benchmarks/language.py [--litgpt PYTHON]    # PYTHON: an interpreter that has litgpt
 
-Every arm is a process of its own. All are alive at once and take turns while the others wait: what
-else happens on the machine then meets all of them alike. Each block begins with new processes, so
-that no single one decides. All train on the same windows of text in the same order. Counted are
-target tokens a second of a turn, all that lies between two steps included, without start-up,
-validation and saving; float32 on the CPU. Arms are compared in pairs of one architecture: learned
-positions with the plain loop, as people write it and with the settings that `fit` chooses; rotary
-ones with litgpt under those settings, LayerNorm and RMSNorm.
+Each arm is a process of its own. All are alive at once and take turns while the others wait, so
+that other load on the machine affects all alike. Each block starts new processes, so that no single
+process decides. All train on the same windows of text in the same order. Counted are target tokens
+per second of a turn, including everything between two steps, without start-up, validation and
+saving; float32 on the CPU. Arms are compared in pairs of one architecture: learned positions with
+the plain loop, as usually written and with the settings that `fit` chooses; rotary positions with
+litgpt under those settings, with LayerNorm and with RMSNorm.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any
 from turns import ALLOCATOR_VARIABLES, Arm, Turn
 
 HERE = Path(__file__).resolve().parent
-# ours: norm and positions; theirs: the arm of plain_language.py
+# our norm and positions, and the arm of plain_language.py it is compared with
 LEARNED = {"norm": "layernorm:bias=false", "positions": "learned"}
-RIVALS = {"plain": "plain loop", "tuned": "tuned plain loop"}  # others are litgpt's norms
+RIVALS = {"plain": "plain loop", "tuned": "tuned plain loop"}  # others: litgpt with that norm
 PAIRS = {
     "learned, LayerNorm": (LEARNED, "plain"),
     "learned, LayerNorm, tuned": (LEARNED, "tuned"),
@@ -40,7 +40,7 @@ PAIRS = {
 def make_recipe(args: argparse.Namespace, model: dict[str, Any]) -> Any:
     from normtrain.config.recipe import from_plain
 
-    steps = args.warmup + args.rounds * args.steps + 1  # the last one only ends a turn
+    steps = args.warmup + args.rounds * args.steps + 1  # the last step only ends a turn
     return from_plain({
         "name": "benchmark",
         "task": "language",
@@ -56,7 +56,7 @@ def make_recipe(args: argparse.Namespace, model: dict[str, Any]) -> Any:
 
 
 def write_batches(args: argparse.Namespace, file: Path) -> dict[str, Any]:
-    """The windows that ``fit`` trains on, for the others; sizes that they need."""
+    """Save the windows that ``fit`` trains on; return the sizes that the other arms need."""
     import numpy as np
 
     from normtrain.tasks.base import task_of
@@ -77,7 +77,7 @@ def write_batches(args: argparse.Namespace, file: Path) -> dict[str, Any]:
 
 
 def ours(args: argparse.Namespace, model: dict[str, Any], out: Path) -> None:
-    """The real ``fit``, in this process; the beginning of each training step is a turn's limit."""
+    """Run the real ``fit`` in this process; each training step first waits for its turn."""
     import torch
 
     from normtrain.tasks.language.module import LanguageModule
@@ -97,7 +97,7 @@ def ours(args: argparse.Namespace, model: dict[str, Any], out: Path) -> None:
 
 
 def start(args: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
-    """Every arm as a process of its own, one after the other, each warmed up."""
+    """Start every arm as a process of its own, one after the other, each warmed up."""
     sizes = json.dumps(write_batches(args, scratch / "batches.npy"))
     env = {k: v for k, v in os.environ.items() if k not in ALLOCATOR_VARIABLES}
     env |= {"OMP_NUM_THREADS": str(args.threads), "CUDA_VISIBLE_DEVICES": ""}
@@ -117,7 +117,7 @@ def start(args: argparse.Namespace, scratch: Path) -> dict[str, Arm]:
 
 
 def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """The turns of every arm, in all blocks."""
+    """Measure the turns of every arm, in all blocks."""
     found: dict[str, list[dict[str, Any]]] = {}
     for number in range(args.blocks):
         with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
 
 
 def take_turns(arms: dict[str, Arm], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """A turn of each arm in every round; the two of a pair change places from round to round."""
+    """Give each arm a turn per round; the order within a pair alternates from round to round."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     names = list(arms)
     for number in range(rounds):
@@ -148,7 +148,7 @@ def take_turns(arms: dict[str, Arm], rounds: int) -> dict[str, list[dict[str, An
 
 
 def paired(found: dict[str, list[dict[str, Any]]], block: int | None = None) -> dict[str, Any]:
-    """Ours over the other's rate, round by round, of one block or of all."""
+    """Return our rate divided by the other's, per round, of one block or of all."""
     names = list(found)
     return {
         own: [
@@ -161,12 +161,12 @@ def paired(found: dict[str, list[dict[str, Any]]], block: int | None = None) -> 
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower quartile, the median and the upper quartile."""
+    """Return the lower quartile, the median and the upper quartile."""
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def summarise(found: dict[str, list[dict[str, Any]]]) -> None:
-    """The table in Markdown: medians and quartiles, and ratios paired by round."""
+    """Print a Markdown table: medians and quartiles, and ratios paired by round."""
     print("\n| arm | parameters | tokens/s | quartiles | ÷ the other | quartiles | peak MiB |")
     print("|---|---|---|---|---|---|---|")
     ratios = paired(found)
@@ -182,7 +182,7 @@ def summarise(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def has_litgpt(python: str) -> bool:
-    """Whether it is an interpreter with litgpt; known before anything is trained."""
+    """Return whether an interpreter has litgpt, before anything is trained."""
     try:
         return subprocess.run([python, "-c", "import litgpt"], capture_output=True).returncode == 0
     except OSError:
@@ -198,7 +198,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--litgpt", metavar="PYTHON", help="an interpreter that has litgpt")
     parser.add_argument("--pair", choices=PAIRS, help="one pair only")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     parser.add_argument("--ours", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -206,14 +206,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if min(args.blocks, args.rounds - 1, args.steps, args.warmup, args.threads) < 1:
-        sys.exit("--blocks, --steps, --warmup and --threads are 1 or more, --rounds 2 or more")
+        sys.exit("--blocks, --steps, --warmup and --threads must be >= 1, --rounds >= 2")
     if args.pair and args.pair.startswith("rotary") and not args.litgpt:
-        sys.exit(f"--pair {args.pair!r} compares with litgpt: name an interpreter with --litgpt")
+        sys.exit(f"--pair {args.pair!r} needs --litgpt PYTHON, an interpreter that has litgpt")
     if args.ours:
         ours(args, json.loads(args.ours[0]), Path(args.ours[1]))
         return
     if args.litgpt and not has_litgpt(args.litgpt):
-        sys.exit(f"--litgpt {args.litgpt}: no Python that can import litgpt")
+        sys.exit(f"--litgpt {args.litgpt}: not a Python interpreter that can import litgpt")
     found = measure(args)
     summarise(found)
     if args.json:

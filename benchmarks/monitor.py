@@ -5,10 +5,10 @@
     python benchmarks/monitor.py --logger tensorboard --every 10
 
 One Trainer trains the recipe's model. Every batch comes three times in a row, in changing order:
-without the monitor, with it on a step that it does not measure, and on one that it does. A round's
-ratio is the time of a batch with the monitor over that of the same batch without, from the first
-callback of the batch to the last; on a GPU the work is waited for before the clock is read. Printed
-are medians of the ratios with the middle half, and what they make of a run that measures every
+without the monitor, with it on a step that it does not measure, and on one that it measures. The
+ratio of a round is the time of a batch with the monitor over that of the same batch without, from
+the first callback of the batch to the last; a GPU is synchronized before the clock is read. Printed
+are medians of the ratios with the middle half, and the cost of a run that measures every
 ``--every`` steps: ((every - 1) * idle + measured) / every.
 """
 
@@ -21,11 +21,11 @@ import platform
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from machine import cpu_name
 from torch.utils.data import DataLoader
 
 from normtrain import NormMonitor
@@ -39,10 +39,10 @@ NEVER = 10**9
 
 
 class Clock(pl.Callback):
-    """Starts before the monitor, stops after it, and decides what the next step is.
+    """Times each step and sets the callbacks of the next one.
 
     Args:
-        monitor: what is measured.
+        monitor: the `NormMonitor` that is measured.
         arms: the arm of every step.
     """
 
@@ -53,7 +53,7 @@ class Clock(pl.Callback):
         self._start = 0.0
 
     def callbacks(self) -> list[pl.Callback]:
-        """Those of the next step."""
+        """Return the callbacks of the next step."""
         arm = self.arms[len(self.seconds)] if len(self.seconds) < len(self.arms) else "idle"
         self.monitor.every = 1 if arm == "measured" else NEVER
         return [self, *([] if arm == "without" else [self.monitor]), self._end]
@@ -63,7 +63,7 @@ class Clock(pl.Callback):
         self._start = time.perf_counter()
 
     def stop(self, trainer: pl.Trainer) -> None:
-        """Write the step's time down."""
+        """Record the time of the step."""
         synchronize()
         self.seconds.append(time.perf_counter() - self._start)
         trainer.callbacks = self.callbacks()
@@ -85,19 +85,19 @@ def synchronize() -> None:
 
 
 def load_data(made: recipe.Recipe) -> TranslationData:
-    """The data that ``fit`` makes of the recipe."""
+    """Load the data that ``fit`` trains on."""
     data = TranslationData(made.data, seed=made.train.seed)
     data.setup("fit")
     return data
 
 
 def measure(args: argparse.Namespace, folder: str) -> tuple[dict[str, list[float]], int]:
-    """Each arm's seconds, one a round, and how many norms there are."""
+    """Return the seconds of each arm, one per round, and the number of norms."""
     made = recipe.load(args.recipe)
     pl.seed_everything(made.train.seed)
     data = load_data(made)
     batches = list(itertools.islice(itertools.cycle(data.train_dataloader()), args.rounds))
-    # The first steps are warm-up; the monitor is there from the start, to find its norms.
+    # The first steps are warm-up; the monitor is active from the start, to find its norms.
     arms = ["idle"] * args.warmup
     for order in itertools.islice(itertools.cycle(itertools.permutations(ARMS)), args.rounds):
         arms += order
@@ -136,8 +136,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="envi")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", default="32-true", help="Lightning's name for it")
-    parser.add_argument("--every", type=int, default=50, help="what the last line is for")
+    parser.add_argument("--precision", default="32-true", help="as Lightning's Trainer takes it")
+    parser.add_argument(
+        "--every", type=int, default=50, help="steps between measurements, for the last line"
+    )
     parser.add_argument("--logger", choices=("none", "tensorboard"), default="none")
     parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--warmup", type=int, default=6, help="steps before counting")
@@ -151,7 +153,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, found: dict[str, list[float]], norms: int) -> None:
-    """Print what was measured, and where."""
+    """Print the results and the machine."""
     ratios = {
         arm: [a / b for a, b in zip(found[arm], found["without"], strict=True)] for arm in ARMS[1:]
     }
@@ -171,14 +173,6 @@ def report(args: argparse.Namespace, found: dict[str, list[float]], norms: int) 
     extra = ((args.every - 1) * idle + measured) / args.every - 1
     print(f"every={args.every}: {extra:+.2%} step time")
     print(f"  of which measuring {(measured - idle) / args.every:+.2%}, idle steps {idle - 1:+.2%}")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

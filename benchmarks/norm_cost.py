@@ -4,13 +4,12 @@
     python benchmarks/norm_cost.py --device cuda
     python benchmarks/norm_cost.py --norms rmsnorm prmsnorm:p=0.5 --rounds 5
 
-One timing is the forward and the gradients of the input, weight and bias, over and over for
-``--seconds``. In each round every norm is timed between two timings of layer_norm (with weight and
-bias), and its ratio is to the mean of those two, so that a machine that slows down or speeds up
-meanwhile moves both. Printed are the median ratio and the middle half of all rounds' ratios. The
-first row is layer_norm against itself: its distance from 1 and its width are what the machine adds.
-Parameters have the dtype of the input. The C library is told to keep freed memory, as ``fit`` does;
-without that, norms of several passes are dearer on a CPU.
+One timing is the forward and the gradients of input, weight and bias, repeated for ``--seconds``.
+In each round every norm is timed between two timings of layer_norm (with weight and bias), and its
+ratio is to the mean of those two, so that a change in the machine's speed affects both. Printed are
+the median and the middle half of the ratios over all rounds. The first row is layer_norm against
+itself, which shows the noise. Parameters have the dtype of the input. The C library keeps freed
+memory, as in ``fit``; without that, norms of several passes cost more on a CPU.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from machine import cpu_name
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,7 +38,7 @@ Step = Callable[[], object]
 
 
 def steps(args: argparse.Namespace, size: tuple[int, int], dtype: torch.dtype) -> dict[str, Step]:
-    """One forward and backward a call: of layer_norm, and of each norm."""
+    """Return a function for layer_norm and for each norm that runs forward and backward once."""
     generator = torch.Generator().manual_seed(1)
     values, upstream = (
         torch.randn(size, generator=generator).to(args.device, dtype) for _ in range(2)
@@ -73,7 +72,7 @@ def seconds_a_step(step: Step, count: int, synchronize: Callable[[], None]) -> f
 
 
 def measure(args: argparse.Namespace, made: dict[str, Step]) -> dict[str, list[float]]:
-    """Each norm's ratios, a round each; under the reference's name its seconds a step too."""
+    """Return the ratios of each norm, one per round, and the reference's seconds per step."""
     synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
     counts = {}
     for name, step in made.items():
@@ -107,16 +106,11 @@ def cell(ratios: list[float]) -> str:
 
 
 def machine(args: argparse.Namespace) -> str:
-    """What it was measured on, in a line."""
+    """Return the machine and versions, in a line."""
     if args.device == "cuda":
         where = torch.cuda.get_device_name()
     else:
-        try:
-            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            where = next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-        except (OSError, StopIteration):
-            where = platform.processor() or platform.machine()
-        where += f" ({torch.backends.cpu.get_cpu_capability()}), {args.threads} threads"
+        where = f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()}), {args.threads} threads"
         where += f" of {os.cpu_count()} cores"
     return (
         f"{where}; torch {torch.__version__}, Python {platform.python_version()}; medians of "
@@ -125,7 +119,7 @@ def machine(args: argparse.Namespace) -> str:
 
 
 def table(args: argparse.Namespace) -> list[str]:
-    """Markdown: a row a norm, a column a size and dtype."""
+    """Return a Markdown table: a row per norm, a column per size and dtype."""
     columns, rows = [], {name: [name] for name in (REFERENCE, *args.norms)}
     for size in SIZES:
         for label, dtype in DTYPES.items():
@@ -145,14 +139,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--norms", nargs="+", metavar="NORM", help="default: every registered one")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seconds", type=float, default=0.1, help="of one timing")
+    parser.add_argument("--seconds", type=float, default=0.1, help="length of one timing")
     parser.add_argument("--warmup", type=int, default=5, help="steps before counting")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     args = parser.parse_args()
     if min(args.rounds, args.warmup, args.threads) < 1 or args.seconds <= 0:
-        parser.error("--rounds, --warmup and --threads are 1 or more, --seconds is above 0")
+        parser.error("--rounds, --warmup and --threads must be >= 1, --seconds > 0")
     if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda needs a CUDA device; there is none")
+        parser.error("--device cuda needs a CUDA device, found none")
     try:
         args.norms = list(dict.fromkeys(map(str, map(NormSpec.parse, args.norms or norm_names()))))
     except ValueError as error:

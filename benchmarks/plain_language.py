@@ -1,10 +1,10 @@
-"""Language-model loops to compare with; they import nothing of this project's package.
+"""Language-model loops to compare with; nothing of normtrain is imported.
 
-`PlainGPT` in `train` is the plain PyTorch loop that people write after nanoGPT: learned positions,
-pre-norm LayerNorm without biases, GELU, one matrix for embedding and output, fused attention,
-AdamW, clipping. Arm ``plain`` runs it as it is, with the AdamW that nanoGPT takes on a CPU and the
-C library's allocator; ``tuned`` gives it what `fit` has, fused AdamW and freed memory kept.
-`litgpt_model` is litgpt's own model of the same sizes, in the tuned loop with litgpt's loss.
+`PlainGPT` in `train` is a plain PyTorch loop in the style of nanoGPT: learned positions, pre-norm
+LayerNorm without biases, GELU, tied embedding and output, fused attention, AdamW, clipping. Arm
+``plain`` uses the AdamW that nanoGPT uses on a CPU and the C library's allocator; ``tuned`` has the
+settings of `fit`: fused AdamW, and freed memory kept. `litgpt_model` is litgpt's own model of the
+same sizes, in the tuned loop with litgpt's loss.
 
     python benchmarks/plain_language.py ARM BATCHES.npy SIZES THREADS   # as language.py starts it
 """
@@ -37,7 +37,7 @@ class PlainBlock(nn.Module):
         self.down = nn.Linear(4 * dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(batch, time, dim)`` to the same."""
+        """Map ``(batch, time, dim)`` to the same shape."""
         batch, time, dim = x.shape
         split = self.qkv(self.first(x)).split(dim, dim=2)
         q, k, v = (
@@ -53,7 +53,7 @@ class PlainGPT(nn.Module):
 
     def __init__(self, vocab: int, dim: int, heads: int, layers: int, window: int) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(vocab, dim), nn.Embedding(window, dim)
+        self.tokens, self.positions = nn.Embedding(vocab, dim), nn.Embedding(window, dim)
         self.blocks = nn.ModuleList(PlainBlock(dim, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(dim, bias=False)
         self.head = nn.Linear(dim, vocab, bias=False)
@@ -63,15 +63,15 @@ class PlainGPT(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Logits ``(batch, time, vocab)`` of ids ``(batch, time)``."""
-        x = self.tokens(ids) + self.places(torch.arange(ids.size(1)))
+        """Map ids ``(batch, time)`` to logits ``(batch, time, vocab)``."""
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))
 
 
 def plain_model(sizes: dict[str, int]) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-    """The plain model and its loss."""
+    """Build the plain model and its loss."""
     model = PlainGPT(
         sizes["vocab"], sizes["d_model"], sizes["heads"], sizes["layers"], sizes["window"]
     )
@@ -81,7 +81,7 @@ def plain_model(sizes: dict[str, int]) -> tuple[nn.Module, Callable[[Tensor, Ten
 def litgpt_model(
     sizes: dict[str, int], norm: str
 ) -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor]]:
-    """litgpt's model of the same sizes, rotary on whole heads, and its chunked loss."""
+    """Build litgpt's model of the same sizes, rotary on whole heads, and its chunked loss."""
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
@@ -111,7 +111,7 @@ def train(
     *,
     fused: bool,
 ) -> None:
-    """A plain loop; the turn measures it, and ends the process."""
+    """Train in a plain loop; the turn measures it and ends the process."""
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, betas=(0.9, 0.98), fused=fused or None
     )

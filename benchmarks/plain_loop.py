@@ -1,7 +1,7 @@
-"""The training loop to compare with: plain PyTorch, without this project's model and trainer.
+"""A translation loop to compare with: plain PyTorch, without normtrain's model and trainer.
 
 ``torch.nn.Transformer`` (pre-norm), tied embeddings, sinusoidal positions, AdamW, label smoothing,
-gradient clipping, an optional bfloat16 autocast. Only batches come from elsewhere.
+gradient clipping, an optional bfloat16 autocast. The batches are given.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ PAD = 0
 
 @dataclass(frozen=True)
 class Sizes:
-    """The model's sizes; `stock_dropout` also drops attention weights and hidden units, as
-    ``nn.Transformer`` does unless told otherwise."""
+    """The model's sizes.
+
+    `stock_dropout` also drops attention weights and hidden units, the default of ``nn.Transformer``.
+    """
 
     vocab: int
     d_model: int = 256
@@ -35,14 +37,14 @@ class Sizes:
 
 
 def sinusoids(length: int, dim: int) -> Tensor:
-    """Vaswani et al. 2017, section 3.5: ``(length, dim)``."""
+    """Return sinusoidal positions ``(length, dim)``: Vaswani et al. 2017, section 3.5."""
     rates = torch.exp(torch.arange(0, dim, 2) * (-math.log(10000.0) / dim))
     angles = torch.arange(length)[:, None] * rates
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
 class PlainTransformer(nn.Module):
-    """``nn.Transformer`` between one embedding matrix and itself."""
+    """``nn.Transformer`` with one matrix for source, target and output embeddings."""
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__()
@@ -65,9 +67,9 @@ class PlainTransformer(nn.Module):
             self._drop_only_residuals()
 
     def _drop_only_residuals(self) -> None:
-        """No dropout of attention weights and hidden units, as in this project's model.
+        """Switch off dropout of attention weights and hidden units, as in normtrain's model.
 
-        It is the faster way: with dropout in it, attention leaves its fused kernel on a CPU.
+        This is faster: with dropout, attention does not use its fused kernel on a CPU.
         """
         for module in self.transformer.modules():
             if isinstance(module, nn.MultiheadAttention):
@@ -80,7 +82,7 @@ class PlainTransformer(nn.Module):
         return self.dropout(x + self.positions[: tokens.size(1)])
 
     def forward(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """Logits ``(batch, time, vocab)``; the causal mask also keeps padding out of sight."""
+        """Return logits ``(batch, time, vocab)``; the causal mask also hides the padding."""
         causal = nn.Transformer.generate_square_subsequent_mask(target_in.size(1))
         padding = source == PAD
         hidden = self.transformer(
@@ -97,7 +99,7 @@ class PlainTransformer(nn.Module):
 def train(
     batches: Iterable[dict[str, Tensor]], sizes: Sizes, warmup: int, bf16: bool
 ) -> dict[str, float]:
-    """Train over the batches; count real target tokens and seconds after the first `warmup`."""
+    """Train on the batches; count target tokens (no padding) and seconds after `warmup` steps."""
     model = PlainTransformer(sizes)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.98), eps=1e-9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 400))

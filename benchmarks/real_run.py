@@ -1,4 +1,4 @@
-"""Real translations as work that another implementation can be made to repeat."""
+"""Real translations as work that another implementation can repeat."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAD, EOS = 0, 2
 
 
 class Watched(nn.Module):
-    """A model that notes the source batches it is given, and counts the rows of its steps."""
+    """A model that records its source batches and counts the rows of its steps."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Watched(nn.Module):
 
 
 class WatchedCodec:
-    """A tokenizer that notes the length of each output, its EOS counted, in decoding order."""
+    """A tokenizer that records the length of each output, EOS included, in decoding order."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.lengths = tokenizer, list[int]()
@@ -45,38 +45,38 @@ class WatchedCodec:
 
 
 class EndAt:
-    """A logits processor of ``transformers``: every sentence ends at its own length.
+    """A logits processor for ``transformers`` that ends every sentence at a given length.
 
     Args:
-        lengths: (batch,) target tokens of each sentence, its EOS counted.
-        beam: rows a sentence.
+        lengths: target tokens of each sentence, EOS included, ``(batch,)``.
+        beam: rows per sentence.
     """
 
     def __init__(self, lengths: Tensor, beam: int) -> None:
         self.lengths = lengths.repeat_interleave(beam)[:, None]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        ends = self.lengths <= input_ids.size(1)  # the start token stands for the one to come
+        ends = self.lengths <= input_ids.size(1)  # the start token counts as this one
         end_scores = torch.where(ends, scores[:, EOS : EOS + 1], -torch.inf)
         scores = scores.masked_fill(ends, -torch.inf)
-        scores[:, PAD] = -torch.inf  # neither does this project's search write padding
+        scores[:, PAD] = -torch.inf  # as in this project's search
         scores[:, EOS : EOS + 1] = end_scores
         return scores
 
 
 class RealWork:
-    """A trained model, sentences, and what translating them took: batches and output lengths.
+    """A trained model, sentences, and the batches and output lengths of translating them.
 
     Args:
         run: a run folder or a checkpoint.
         data: a corpus; None takes the run's.
-        split: of the corpus.
-        sentences: how many, evenly spaced over the split; 0 takes all.
+        split: split of the corpus.
+        sentences: their number, evenly spaced over the split; 0 takes all.
         beam: beam width of both sides.
         device: where the models run.
 
     Raises:
-        UserError: the run or the data can't be used.
+        UserError: the run or the data cannot be used.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class RealWork:
         corpus = load_corpus(data or self.recipe.data.source, splits=[split])
         lines = [line for line in corpus.splits[split].source if line.strip()]
         if not lines:
-            raise UserError(f"the split {split} has no sentence to translate")
+            raise UserError(f"split {split} has no sentence to translate")
         count = min(sentences or len(lines), len(lines))
         self.lines = [lines[i * len(lines) // count] for i in range(count)]
         watched, codec = Watched(self.model), WatchedCodec(self.tokenizer)
@@ -100,7 +100,7 @@ class RealWork:
         for source in watched.batches:
             self.batches.append((source, lengths[: len(source)]))
             lengths = lengths[len(source) :]
-        # Rows fed to the decoder, summed over steps: here, and where batches never shrink.
+        # Rows fed to the decoder, summed over steps: ours, and with batches that never shrink.
         self.rows = watched.rows
         self.their_rows = sum(beam * len(s) * int(n.max()) for s, n in self.batches)
 
@@ -118,35 +118,36 @@ class RealWork:
         return result.tokens
 
     def ours(self, batches: list[tuple[Tensor, Tensor]]) -> int:
-        """Translate from text to text; of a part of the batches as many lines."""
+        """Translate as many lines as the batches hold, from text to text; return target tokens."""
         count = sum(len(source) for source, _ in batches)
         return self._translate(self.model, self.tokenizer, self.lines[:count])
 
     def theirs(self, model: Any, batches: list[tuple[Tensor, Tensor]]) -> int:
-        """Let ``generate`` do as much; tokens are counted in what it returns."""
+        """Let ``generate`` translate the batches; return the target tokens of its output."""
         tokens = 0
         for source, lengths in batches:
             out = model.generate(
                 source,
                 attention_mask=(source != PAD).long(),
                 num_beams=self.beam,
-                max_length=int(lengths.max()) + 1,  # its lengths count the start token as well
+                max_length=int(lengths.max()) + 1,  # includes the start token
                 length_penalty=self.recipe.decode.length_penalty,
                 early_stopping=True,
                 do_sample=False,
                 logits_processor=[EndAt(lengths, self.beam)],
             )
-            # Up to the first EOS: with a padding id of 0 generate fills up with EOS.
+            # Up to the first EOS: with a padding id of 0, generate pads with EOS.
             written = (out == EOS).int().argmax(1)
             assert torch.equal(written, lengths), (written.tolist(), lengths.tolist())
             tokens += int(written.sum())
         return tokens
 
     def sizes(self) -> dict[str, int]:
-        """The model's sizes under the names of the benchmark's options."""
+        """Return the model's sizes under the names of the benchmark's options."""
         model = self.recipe.model
         if model.encoder_layers != model.decoder_layers:
-            raise UserError("the comparison needs as many encoder as decoder layers")
+            layers = f"{model.encoder_layers} and {model.decoder_layers}"
+            raise UserError(f"model.encoder_layers must equal model.decoder_layers, got {layers}")
         return {
             "d_model": model.d_model,
             "heads": model.heads,

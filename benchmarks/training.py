@@ -3,11 +3,11 @@
     python benchmarks/training.py FOLDER               # FOLDER: train.en, train.vi, valid.…
     python benchmarks/training.py FOLDER --blocks 1 --steps 5 --max-tokens 512
 
-Every measurement is a process of its own, because threads and the allocator's settings belong to a
-process. Block k gives every arm the same batches in the same order; the arms take turns, each block
-beginning with another one. What is counted is real target tokens (padding left out, each sentence's
-end mark counted) a second, after the warm-up steps and without start-up and validation. All arms
-train the same sizes with the same dropout, loss and gradient clipping. Everything runs on the CPU.
+Each measurement is a process of its own, since threads and allocator settings belong to a process.
+In a block all arms train on the same batches in the same order; each block starts with another arm.
+Counted are target tokens per second (without padding, EOS included), after the warm-up steps and
+without start-up and validation. All arms train the same sizes with the same dropout, loss and
+gradient clipping, on the CPU.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from machine import cpu_name
 from turns import ALLOCATOR_VARIABLES
 
 HERE = Path(__file__).resolve()
@@ -31,7 +32,7 @@ HERE = Path(__file__).resolve()
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: `kind` is normtrain or plain."""
+    """One way to train; `kind` is normtrain or plain."""
 
     kind: str
     precision: str = "32"
@@ -52,7 +53,7 @@ ARMS = {
 }
 
 
-# --- In a process of its own: one arm, one block
+# --- The worker process: one arm, one block
 
 
 def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
@@ -68,14 +69,14 @@ def make_recipe(args: argparse.Namespace, arm: Arm) -> Any:
                   "d_ff": args.d_ff, "dropout": 0.1},
         "optim": {"schedule": "constant", "warmup_steps": min(400, steps - 1), "clip": 1.0,
                   "label_smoothing": 0.1},
-        # One validation, if any, at the very end and after the last count.
+        # One validation at most, after the last count.
         "train": {"max_steps": steps, "val_every": 10**6, "checkpoint_every": 10**6,
                   "log_every": args.warmup, "precision": arm.precision, "seed": args.block + 1},
     })  # fmt: skip
 
 
 def same_data(args: argparse.Namespace) -> Any:
-    """The data that ``fit`` makes of the recipe, loaded and encoded."""
+    """Load and encode the data that ``fit`` trains on."""
     from normtrain.tasks.translation.config import TranslationDataConfig
     from normtrain.tasks.translation.data import TranslationData
 
@@ -88,7 +89,7 @@ def same_data(args: argparse.Namespace) -> Any:
 
 
 def run_normtrain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
-    """The real ``fit``; tokens and seconds between the warm-up's and the last row it wrote."""
+    """Run ``fit``; return tokens and seconds between the end of the warm-up and the last step."""
     import torch
 
     from normtrain.training.callbacks.metrics import read_metrics
@@ -108,7 +109,7 @@ def run_normtrain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
 
 
 def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
-    """The loop of plain_loop.py over the batches that ``fit`` sees."""
+    """Run the loop of plain_loop.py on the batches of ``fit``."""
     import plain_loop
     import torch
 
@@ -116,7 +117,7 @@ def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
 
     torch.set_num_threads(args.threads)
     if arm.keep_memory and not keep_freed_memory():
-        print("this C library knows no mallopt: the arm runs with its defaults", file=sys.stderr)
+        print("the C library has no mallopt: the arm runs with its defaults", file=sys.stderr)
     torch.manual_seed(args.block + 1)
     data = same_data(args)
     sizes = plain_loop.Sizes(
@@ -132,7 +133,7 @@ def run_plain(args: argparse.Namespace, arm: Arm) -> dict[str, Any]:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Fill the cache of encoded data, so that no arm pays for it; say what is measured on what."""
+    """Fill the cache of encoded data before any arm runs; return versions and machine."""
     import torch
     from pytorch_lightning import __version__ as lightning_version
 
@@ -156,14 +157,6 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def worker(args: argparse.Namespace) -> None:
     if args.worker == "prepare":
         result = prepare(args)
@@ -180,15 +173,15 @@ def peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-# --- The process that starts them all
+# --- The process that starts the workers
 
 
 def start(args: argparse.Namespace, name: str, block: int) -> dict[str, Any]:
-    """Run one worker and read what it found."""
+    """Run one worker and read its result."""
     env = {k: v for k, v in os.environ.items() if k not in ALLOCATOR_VARIABLES}
     env |= {"OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
     env |= {"CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
-    # The arms must find the package also from a checkout that is not installed.
+    # So that the arms find a package that is not installed.
     paths = [str(HERE.parent.parent), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     with tempfile.TemporaryDirectory() as scratch:
@@ -204,18 +197,18 @@ def start(args: argparse.Namespace, name: str, block: int) -> dict[str, Any]:
 
 
 def chosen(args: argparse.Namespace, auto: str) -> list[str]:
-    """The arms to run: those asked for, or all that this machine and the options allow."""
+    """Return the arms to run: those given, else all that differ on this machine."""
     if args.arms:
         return list(args.arms)
     names = list(ARMS)
     if auto == "32":
-        print("precision auto is 32 on this machine: one arm for both")
+        print("precision auto is 32 on this machine: its arms are left out")
         names = [n for n in names if not (ARMS[n].kind == "normtrain" and n.endswith("-32"))]
     return names
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """All arms in every block, in an order that moves on by one from block to block."""
+    """Run all arms in every block; the order rotates by one from block to block."""
     machine = start(args, "prepare", 0)
     describe(machine)
     names = chosen(args, machine["auto"])
@@ -248,7 +241,7 @@ def describe(machine: dict[str, Any]) -> None:
 
 
 def summarise(result: dict[str, Any], reference: str) -> None:
-    """The table in Markdown: medians, spreads, and ratios paired by block."""
+    """Print a Markdown table: medians, ranges, and ratios paired by block."""
     arms, auto = result["arms"], result["machine"]["auto"]
     base = arms.get(reference)
     print(f"\n| arm | precision | target tokens/s | range | ÷ {reference} | range | peak MiB |")
@@ -279,7 +272,7 @@ def parse() -> argparse.Namespace:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--arms", nargs="+", choices=ARMS, help="only these (default: all)")
     parser.add_argument("--reference", choices=ARMS, default="plain-mallopt")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there too")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to this file")
     for name, kind in {"worker": str, "block": int, "result": Path}.items():
         parser.add_argument(f"--{name}", type=kind, default=0 if kind is int else None,
                             help=argparse.SUPPRESS)  # fmt: skip
@@ -288,9 +281,9 @@ def parse() -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     if not args.folder.is_dir():
-        sys.exit(f"{args.folder} is no folder; give one with train.en, train.vi and so on (or .gz)")
+        sys.exit(f"{args.folder} must be a folder with train.en, train.vi and so on (plain or .gz)")
     if min(args.blocks, args.steps, args.warmup, args.threads) < 1:
-        sys.exit("--blocks, --steps, --warmup and --threads are 1 or more")
+        sys.exit("--blocks, --steps, --warmup and --threads must be >= 1")
 
 
 def main() -> None:

@@ -4,13 +4,13 @@
     python benchmarks/triton_norms.py --dims 512 --rows 4096    # one shape
     python benchmarks/triton_norms.py --sweep                   # the fastest tile of each length
 
-What is timed is kernels, without their launches: a CUDA graph of calls over so many sets of tensors
-that they are more than twice the second-level cache, so that no call finds its rows there. In each
-round every arm is replayed once, in an order of its own; printed are medians over the rounds. The
-copy moves a forward's bytes (reads x, writes y), the sum a backward's (reads two tensors, writes
-one): `share` is their time over the arm's, that is the share of the bandwidth that is to be had.
-Gradients of the parameters are part of every backward. A mixed arm has bf16 rows and float32
-parameters. `rms_norm` may be another program than ATen's where nvidia-cutlass-dsl is installed
+Timed are kernels without their launches: a CUDA graph of calls over sets of tensors that together
+are more than twice as large as the second-level cache, so that no call finds its rows there. In
+each round every arm is replayed once, in random order; printed are medians over the rounds. The
+copy moves the bytes of a forward (reads x, writes y), the sum those of a backward (reads two
+tensors, writes one): `share` is their time over the arm's, that is, the share of the attainable
+bandwidth. Every backward includes the gradients of the parameters. A mixed arm has bf16 rows and
+float32 parameters. With nvidia-cutlass-dsl installed, `rms_norm` may run another kernel than ATen's
 (TORCH_DISABLE_NATIVE_JIT=1 switches that off); the JSON has the versions.
 """
 
@@ -43,7 +43,7 @@ Arm = Callable[[Tensor, Tensor, Tensor], Call]
 
 
 def aten_arms(weight: Tensor, bias: Tensor) -> dict[str, Arm]:
-    """PyTorch's own kernels, plain and compiled by Inductor, and the bounds."""
+    """Return PyTorch's kernels, plain and compiled by Inductor, and the bounds."""
     aten, d = torch.ops.aten, weight.shape[0]
 
     def layer_backward(g: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> object:
@@ -86,7 +86,7 @@ def _inductor(function: Callable[..., object]) -> Callable[..., object]:
 
 
 def own_arm(kind: str, side: str, weight: Tensor, bias: Tensor) -> Arm:
-    """This package's kernels, called as the dispatch calls them."""
+    """Return this package's kernels, called as the dispatch calls them."""
     from normtrain.kernels import triton as launch
 
     d = weight.shape[0]
@@ -114,16 +114,16 @@ def all_arms(d: int, dtype: torch.dtype, device: str) -> dict[str, Arm]:
 
 
 def tensor_sets(rows: int, d: int, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """So many sets of x, gradient and result that each is out of the cache when its turn comes."""
+    """Return enough sets of x, gradient and result that none is in the cache when it is used."""
     cache = torch.cuda.get_device_properties(0).L2_cache_size
     least = max(2 * cache, 2**27)
-    # the smallest arm touches two of a set's tensors
+    # the smallest arm uses two tensors of a set
     count = max(2, math.ceil(least / (2 * rows * d * dtype.itemsize)))
     return [tuple(torch.randn(3, rows, d, device="cuda").to(dtype)) for _ in range(count)]  # type: ignore[misc]
 
 
 def graph_of(calls: list[Call]) -> torch.cuda.CUDAGraph:
-    """All calls in a row, recorded after they have run (and been compiled) once."""
+    """Record all calls in a row, after they have run (and been compiled) once."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -132,7 +132,7 @@ def graph_of(calls: list[Call]) -> torch.cuda.CUDAGraph:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        # results that are kept have memory of their own; else all calls would write to the cache
+        # results that are kept get separate memory; else all calls would write to the cache
         kept = [call() for call in calls]
     del kept
     return graph
@@ -151,7 +151,7 @@ def replay_us(graph: torch.cuda.CUDAGraph, times: int) -> float:
 def measure(
     arms: dict[str, Arm], rows: int, d: int, dtype: torch.dtype, rounds: int
 ) -> dict[str, float]:
-    """Median microseconds of a call of each arm; one that can't run here is reported instead."""
+    """Return median microseconds per call of each arm; report those that cannot run here."""
     sets = tensor_sets(rows, d, dtype)
     graphs = {}
     for name, arm in arms.items():
@@ -170,13 +170,13 @@ def measure(
 
 
 def report(found: dict[str, float], rows: int, d: int, dtype: torch.dtype) -> list[dict]:
-    """Prints a shape's table and returns its rows."""
+    """Print the table of a shape and return its rows."""
     print(f"\n{rows} × {d}\n\n| arm | µs | GB/s | share | / aten | / inductor |\n|{' --- |' * 6}")
     made = []
     for name, us in found.items():
         side, kind = name.split()[:2]
         passes, bound = (2, "forward copy") if side == "forward" else (3, "backward sum")
-        # a norm without parameters is set against layer_norm, the one it would replace
+        # a norm without parameters is compared with layer_norm, which it would replace
         other = "rms" if kind == "rms" else "layer"
         row = {"rows": rows, "d": d, "arm": name, "us": us}
         row["gb_per_s"] = passes * rows * d * dtype.itemsize / us / 1e3
@@ -191,7 +191,7 @@ def report(found: dict[str, float], rows: int, d: int, dtype: torch.dtype) -> li
 
 
 def sweep(args: argparse.Namespace, dtype: torch.dtype) -> list[dict]:
-    """Time every sensible tile of forward and backward at the largest number of rows."""
+    """Time the reasonable tiles of forward and backward at the largest number of rows."""
     from normtrain.kernels import triton as launch
 
     made = []
@@ -237,12 +237,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--sweep", action="store_true", help="time tiles instead of arms")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write all figures to this file"
+    )
     args = parser.parse_args()
     if min(*args.rows, *args.dims, args.rounds) < 1:
-        parser.error("--rows, --dims and --rounds are 1 or more")
+        parser.error("--rows, --dims and --rounds must be >= 1")
     if not torch.cuda.is_available():
-        parser.error("this measures CUDA kernels, and there is no CUDA device")
+        parser.error("a CUDA device is required, found none")
     return args
 
 

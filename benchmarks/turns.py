@@ -1,9 +1,9 @@
-"""Several training processes at once, of which one works at a time, a few steps each.
+"""Let several training processes take turns of a few steps, so that one works at a time.
 
-A machine that others share is now faster, now slower. Whole runs one after the other meet different
-weather; turns of seconds meet the same. A process in training calls `Turn.begin_step` at the
-beginning of every step; `Arm` starts such a process and gives it its turns. This file imports
-nothing but the standard library, for it runs under the interpreters of both sides.
+The speed of a shared machine changes from minute to minute: whole runs one after the other are
+affected differently, turns of seconds alike. A training process calls `Turn.begin_step` before
+every step; `Arm` starts such a process and gives it its turns. Only the standard library is
+imported, since this file runs under the interpreters of both sides.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# They would change the arm that is to run with the allocator's defaults.
+# They would change the arm that runs with the allocator's defaults.
 ALLOCATOR_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
                        "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")  # fmt: skip
 
 
 class Turn:
-    """The training side: waits at the beginning of a step until it may go on.
+    """The training side: waits before a step until it is its turn.
 
     Args:
         warmup: steps before the first turn.
@@ -35,19 +35,19 @@ class Turn:
         self.warmup, self.steps = warmup, steps
         self.step = self.tokens = 0
         self.start = 0.0
-        self.told = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what the training prints must not mix with what is told
+        self.results = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # what the training prints must not mix with the results
 
     def begin_step(self, tokens: int, parameters: Callable[[], int]) -> None:
-        """Call it before each step, with the target tokens that the step trains on."""
+        """Wait for the turn; ``tokens`` are the target tokens that the step trains on."""
         done = self.step - self.warmup
         if done >= 0 and done % self.steps == 0:
             seconds = time.perf_counter() - self.start
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
             found = {"tokens": self.tokens, "seconds": seconds, "peak_mib": peak}
-            print(json.dumps(found | {"parameters": parameters()}), file=self.told, flush=True)
+            print(json.dumps(found | {"parameters": parameters()}), file=self.results, flush=True)
             if sys.stdin.readline() != "go\n":
-                os._exit(0)  # measured; what follows the training is not
+                os._exit(0)  # all is measured; skip the end of the training
             self.tokens, self.start = 0, time.perf_counter()
         self.step += 1
         self.tokens += tokens
@@ -66,7 +66,7 @@ class Arm:
         self._listen()
 
     def turn(self) -> dict[str, Any]:
-        """Let it train a turn: tokens, seconds, tokens a second, peak memory, parameters."""
+        """Train a turn; return tokens, seconds, tokens per second, peak memory and parameters."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
