@@ -23,7 +23,7 @@ PAD = 0
 class Sizes:
     """The model's sizes.
 
-    `stock_dropout` also drops attention weights and hidden units, the default of ``nn.Transformer``.
+    `stock_dropout` also drops attention weights and hidden units, as ``nn.Transformer`` does.
     """
 
     vocab: int

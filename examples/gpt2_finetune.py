@@ -1,9 +1,9 @@
-"""A Hugging Face GPT-2 that was trained with LayerNorm goes on training with another norm.
+"""Fine-tune a Hugging Face GPT-2, trained with LayerNorm, with another norm.
 
     python examples/gpt2_finetune.py --norm rmsnorm
 
-The weights are random at first and the text is the documentation that comes with Python, so that
-nothing is downloaded; `GPT2LMHeadModel.from_pretrained` would do as well.
+The model starts from random weights and the text is the documentation in Python's standard library,
+so nothing is downloaded; `GPT2LMHeadModel.from_pretrained` works the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WINDOW = 64
 
 
 class LanguageModel(NormAware, pl.LightningModule):
-    """GPT-2 on bytes. `NormAware` makes `load_from_checkpoint` bring the norms along."""
+    """GPT-2 on bytes. With `NormAware`, `load_from_checkpoint` restores the norms."""
 
     def __init__(self, layers: int = 2, dim: int = 64, rate: float = 1e-3) -> None:
         super().__init__()
@@ -36,20 +36,20 @@ class LanguageModel(NormAware, pl.LightningModule):
         self.gpt2 = GPT2LMHeadModel(config)
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch (batch, time), nats a byte."""
+        """Return the cross-entropy of a batch ``(batch, time)``, in nats per byte."""
         return self.gpt2(input_ids=batch, labels=batch).loss
 
     def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Bits a byte."""
+        """Log bits per byte."""
         self.log("bits", self.gpt2(input_ids=batch, labels=batch).loss / math.log(2))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW on all that is in the model when Lightning asks, new norms included."""
+        """Return AdamW on all parameters, those of the new norms included."""
         return torch.optim.AdamW(self.parameters(), self.hparams["rate"])
 
 
 def windows() -> tuple[DataLoader, DataLoader]:
-    """Windows of bytes, for training and for testing."""
+    """Return windows of bytes, for training and for testing."""
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics)).encode()
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     data = data[: len(data) // WINDOW * WINDOW].view(-1, WINDOW)
@@ -59,29 +59,27 @@ def windows() -> tuple[DataLoader, DataLoader]:
 
 
 def trainer(epochs: int, batches: int, *callbacks: pl.Callback) -> pl.Trainer:
-    """A quiet Trainer on one CPU."""
+    """Return a Trainer on one CPU that prints and saves nothing by itself."""
+    off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=epochs,
         limit_train_batches=batches,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        callbacks=[*callbacks],
+        **dict.fromkeys(off, False),
     )
 
 
 def main() -> None:
-    """Before, after, resume, evaluate."""
+    """Train before and after the swap, resume, and evaluate a checkpoint."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--norm", default="rmsnorm", help="any name of `normtrain norms list`")
     options.add_argument("--epochs", type=int, default=2)
-    options.add_argument("--batches", type=int, default=60, help="a training epoch")
+    options.add_argument("--batches", type=int, default=60, help="batches of a training epoch")
     options.add_argument("--out", type=Path, default=Path("runs/gpt2_finetune"))
-    given = options.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    args = options.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     train, test = windows()
 
     def bits(model: LanguageModel, *callbacks: pl.Callback) -> float:
@@ -89,24 +87,24 @@ def main() -> None:
 
     pl.seed_everything(1)
     model = LanguageModel()
-    trainer(given.epochs, given.batches).fit(model, train)
-    print(f"before: LayerNorm, {bits(model):.3f} bits a byte")
+    trainer(args.epochs, args.batches).fit(model, train)
+    print(f"before: LayerNorm, {bits(model):.3f} bits per byte")
 
-    # The trained model goes on with its weights: gains are kept, the report says what is not.
-    swap = NormSwap(given.norm)
-    print(f"after: {given.norm} in their place, {bits(model, swap):.3f} before any training")
+    # The model keeps its weights, gains included; the report says what could not be kept.
+    swap = NormSwap(args.norm)
+    print(f"after: {args.norm} instead, {bits(model, swap):.3f} before any training")
     print(swap.report)
-    tuning = trainer(given.epochs // 2, given.batches, swap)
+    tuning = trainer(args.epochs // 2, args.batches, swap)
     tuning.fit(model, train)
-    tuning.save_checkpoint(given.out / "half.ckpt")
+    tuning.save_checkpoint(args.out / "half.ckpt")
 
     model = LanguageModel()
-    whole = trainer(given.epochs, given.batches, NormSwap(given.norm))
-    whole.fit(model, train, ckpt_path=given.out / "half.ckpt")
-    print(f"resume: {bits(model):.3f} bits a byte")
+    whole = trainer(args.epochs, args.batches, NormSwap(args.norm))
+    whole.fit(model, train, ckpt_path=args.out / "half.ckpt")
+    print(f"resume: {bits(model):.3f} bits per byte")
 
-    loaded = LanguageModel.load_from_checkpoint(given.out / "half.ckpt", weights_only=True)
-    print(f"evaluate: half.ckpt, {bits(loaded):.3f} bits a byte")
+    loaded = LanguageModel.load_from_checkpoint(args.out / "half.ckpt", weights_only=True)
+    print(f"evaluate: half.ckpt, {bits(loaded):.3f} bits per byte")
 
 
 if __name__ == "__main__":
