@@ -181,13 +181,23 @@ def tiny_language(text_folder: Path) -> Callable[..., Any]:
     return build
 
 
+class OnDemand(dict[str, Path]):
+    """Runs by name, each trained when a test first asks for it. Read only."""
+
+    def __init__(self, train: Callable[[str], Path]) -> None:
+        super().__init__()
+        self.train = train
+
+    def __missing__(self, name: str) -> Path:
+        self[name] = self.train(name)
+        return self[name]
+
+
 @pytest.fixture(scope="session")
 def learned(
     tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """Finished runs that have learnt something: ``plain``, ``ema`` and in ``bf16``. Read only."""
-    from normtrain.training import fit
-
+    """Finished runs that have learnt something: ``plain``, ``ema`` and ``bf16``."""
     settings = {
         "data_max_tokens": 240,
         "model_d_model": 32,
@@ -201,10 +211,31 @@ def learned(
     }
     kinds = {"plain": {}, "ema": {"train_ema": 0.95}, "bf16": {"train_precision": "bf16-true"}}
     folder = tmp_path_factory.mktemp("learned")
-    return {
-        kind: fit(tiny_recipe(**settings, **more), out=folder / kind)
-        for kind, more in kinds.items()
-    }
+
+    def train(kind: str) -> Path:
+        from normtrain.training import fit
+
+        return fit(tiny_recipe(**settings, **kinds[kind]), out=folder / kind)
+
+    return OnDemand(train)
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tiny_recipe: Callable[..., Any],
+    tiny_language: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Finished runs of 12 steps with every checkpoint: ``translation`` and ``language``."""
+    folder = tmp_path_factory.mktemp("trained")
+    builds = {"translation": tiny_recipe, "language": tiny_language}
+
+    def train(task: str) -> Path:
+        from normtrain.training import fit
+
+        return fit(builds[task](), out=folder / task)
+
+    return OnDemand(train)
 
 
 @pytest.fixture

@@ -24,16 +24,10 @@ Command = Callable[..., Result]
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        ("--norm rmsnrom", ["unknown norm 'rmsnrom'", "rmsnorm"]),
         ("--norm prmsnorm:q=1", ["q", "prmsnorm"]),
         ("--norm prmsnorm:p=2", ["p", "2"]),
-        ("--norm-at encoder.*=layernrom", ["layernrom", "layernorm"]),
         ("--norm-at nowhere.*=none", ["'nowhere.*' matches no norm", "encoder"]),
-        ("--recipe envii", ["unknown recipe 'envii'", "envi"]),
-        ("--set model.dmodel=3", ["unknown key 'model.dmodel'", "model.d_model"]),
-        ("--set dropuot=0.3", ["unknown key 'dropuot'", "model.dropout"]),
         ("--set model.heads=3", ["heads"]),
-        ("--set model.dropout=1.5", ["model.dropout must be", "1.5"]),
         ("--set data.vocab_size=100", ["vocab_size", "300"]),
         ("--set data.workers=-1", ["data.workers must be", "-1"]),
         ("--data phrasebok", ["phrasebok", "phrasebook"]),
@@ -151,7 +145,8 @@ def test_a_foreign_checkpoint_is_told(kind: str, command: Command, tmp_path: Pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.9, -1.0])
+@pytest.mark.extended
+@pytest.mark.parametrize("kept", [0.0, 0.5, -1.0])
 def test_a_truncated_checkpoint_is_told_and_kept(kept: float, copy: Path, command: Command) -> None:
     (copy / "status.json").unlink()
     last = copy / "checkpoints" / "last.ckpt"
@@ -252,6 +247,7 @@ def test_resume_of_a_run_without_data_or_with_a_broken_recipe(
     assert_misuse(command("fit", "--resume", copy), "recipe.yaml")
 
 
+@pytest.mark.extended
 def test_resume_auto_starts_and_goes_on(command: Command, corpus_folder: Path) -> None:
     sizes = tiny_settings(train_max_steps=4, train_val_every=4)
     settings = [word for setting in sizes for word in ("--set", setting)]

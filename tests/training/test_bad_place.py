@@ -87,7 +87,8 @@ def disk_fills_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return limited
 
 
-@pytest.mark.parametrize("step", [1, 4, 5])  # 5 is validated too
+@pytest.mark.extended
+@pytest.mark.parametrize("step", [1, 5])  # the first one; one that is validated too
 def test_a_full_disk(
     step: int,
     command: Command,
@@ -116,6 +117,7 @@ def test_a_full_disk(
     ]
 
 
+@pytest.mark.extended
 def test_a_full_disk_from_the_start(command: Command, corpus_folder: Path, tmp_path: Path) -> None:
     command(*fit_words(corpus_folder, tmp_path / "warm", train_max_steps=1))  # fills the cache
     with small_files(0):
@@ -134,6 +136,7 @@ def test_a_full_disk_while_exporting_and_averaging(
     assert_nothing_left(tmp_path / "here")
 
 
+@pytest.mark.extended
 def test_two_runs_in_one_folder(command: Command, corpus_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = fit_words(corpus_folder, run, train_max_steps=100_000, train_keep=2)

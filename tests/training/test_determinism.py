@@ -27,13 +27,7 @@ from normtrain.training.determinism import (
 )
 
 DROPOUTS = {"model_dropout": 0.2, "model_attention_dropout": 0.1}
-
-
-@pytest.fixture(params=["translation", "language"])
-def recipe_of(
-    request: Any, tiny_recipe: Callable[..., Any], tiny_language: Callable[..., Any]
-) -> Callable[..., Any]:
-    return tiny_recipe if request.param == "translation" else tiny_language
+Build = Callable[..., Any]
 
 
 def flags() -> tuple[Any, ...]:
@@ -62,30 +56,33 @@ def losses_watched(monkeypatch: pytest.MonkeyPatch, watch: Callable[[], None]) -
         monkeypatch.setattr(task, "training_loss", watched)
 
 
-@pytest.mark.parametrize("changes", [{}, DROPOUTS | {"train_precision": "bf16-mixed"}])
+@pytest.mark.extended
+@pytest.mark.parametrize("task", ["translation", "language"])
 def test_recomputed_layers_train_the_same_run(
-    changes: dict[str, Any], recipe_of: Callable[..., Any], tmp_path: Path
+    task: str, tiny_recipe: Build, tiny_language: Build, tmp_path: Path
 ) -> None:
-    plain = fit(recipe_of(**changes), out=tmp_path / "plain")
-    recomputed = recipe_of(train_activation_checkpointing="true", **changes)
-    again = fit(recomputed, out=tmp_path / "again")
+    build = {"translation": tiny_recipe, "language": tiny_language}[task]
+    changes = DROPOUTS | {"train_precision": "bf16-mixed"}
+    plain = fit(build(**changes), out=tmp_path / "plain")
+    again = fit(build(train_activation_checkpointing="true", **changes), out=tmp_path / "again")
     assert_same_run(plain, again)
-    left = rewound(again, 5, tmp_path / "left")
-    resume(left)
-    assert_same_run(plain, left)
+    stopped = rewound(again, 5, tmp_path / "stopped")
+    resume(stopped)
+    assert_same_run(plain, stopped)
 
 
+@pytest.mark.extended
 def test_the_mode_is_on_in_the_run_and_back_after_it(
-    recipe_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(WORKSPACE, raising=False)
     seen: list[Any] = []
     losses_watched(monkeypatch, lambda: seen.append(flags()))
     before = flags()
-    plain = fit(recipe_of(), out=tmp_path / "plain")
+    plain = fit(tiny_recipe(), out=tmp_path / "plain")
     assert set(seen) == {before}
     seen.clear()
-    run = fit(recipe_of(train_deterministic="true"), out=tmp_path / "run")
+    run = fit(tiny_recipe(train_deterministic="true"), out=tmp_path / "run")
     assert set(seen) == {ON}
     assert flags() == before
     assert_same_run(plain, run)  # on a CPU the mode has nothing to change
@@ -116,12 +113,12 @@ def refuse() -> None:
 
 
 def test_an_operation_that_can_not_repeat_itself_is_named(
-    recipe_of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_language: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses_watched(monkeypatch, refuse)
     before = flags()
     with pytest.raises(RunError, match=r"^cumsum_cuda_kernel has no .*deterministic=false"):
-        fit(recipe_of(train_deterministic="true"), out=tmp_path / "run")
+        fit(tiny_language(train_deterministic="true"), out=tmp_path / "run")
     assert flags() == before
 
 
@@ -136,13 +133,14 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("else")
 
 
+@pytest.mark.extended
 def test_checkpoints_note_what_bits_depend_on(
-    recipe_of: Callable[..., Any],
+    trained: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = fit(recipe_of(), out=tmp_path / "run")
+    run = trained["language"]
     last = run / "checkpoints" / "last.ckpt"
     noted = torch.load(last, weights_only=True)["normtrain"]
     assert noted["threads"] == torch.get_num_threads()
@@ -164,8 +162,9 @@ def test_older_checkpoints_note_less() -> None:
     assert list(changes_since({"kernels": environment()["kernels"]})) == []
 
 
-def test_recipes_from_before_the_keys_load(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
-    run = fit(recipe_of(), out=tmp_path / "run")
+@pytest.mark.extended
+def test_recipes_from_before_the_keys_load(trained: dict[str, Path], tmp_path: Path) -> None:
+    run = trained["translation"]
     again = rewound(run, 11, tmp_path / "again")
     keys = ("activation_checkpointing", "deterministic")
     lines = (again / "recipe.yaml").read_text(encoding="utf-8").splitlines()
@@ -193,9 +192,9 @@ fit(load(sys.argv[1]), out=Path(sys.argv[2]))
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same_run(recipe_of: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_run(tiny_recipe: Build, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text(dump(recipe_of(train_deterministic="true", **DROPOUTS)), encoding="utf-8")
+    recipe.write_text(dump(tiny_recipe(train_deterministic="true", **DROPOUTS)), encoding="utf-8")
     for name in ("first", "second"):
         words = [sys.executable, "-c", RUN, str(recipe), str(tmp_path / name)]
         subprocess.run(words, check=True, capture_output=True, timeout=250)

@@ -21,7 +21,10 @@ from normtrain.training import average, evaluate, export, read_checkpoint, trans
 from normtrain.training.callbacks.metrics import columns, read_metrics
 
 Runs = dict[str, Path]
-KINDS = pytest.mark.parametrize("kind", ["plain", "ema", "bf16"])
+KINDS = pytest.mark.parametrize(
+    "kind",
+    ["plain", *(pytest.param(kind, marks=pytest.mark.extended) for kind in ("ema", "bf16"))],
+)
 
 
 @pytest.fixture
@@ -56,6 +59,7 @@ def test_bleu_in_training_is_bleu_of_evaluate(kind: str, learned: Runs, tmp_path
     assert best["bleu"] == max(reported.values())
 
 
+@pytest.mark.extended
 def test_averaged_weights_are_what_an_ema_checkpoint_holds(learned: Runs) -> None:
     checkpoint = read_checkpoint(learned["ema"] / "checkpoints" / "last.ckpt")
     plain = read_checkpoint(learned["plain"] / "checkpoints" / "last.ckpt")
@@ -82,6 +86,7 @@ def test_evaluate_reports_how_it_was_obtained(run: Path, corpus_folder: Path) ->
     assert list(translate(run, lines_of(corpus_folder / "test.en"))) == hypotheses
 
 
+@pytest.mark.extended
 def test_evaluate_on_another_folder_and_any_stem(
     run: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +107,7 @@ def test_evaluate_on_another_folder_and_any_stem(
     assert not (run / "evaluation-test.json").exists()
 
 
+@pytest.mark.extended
 def test_evaluate_a_file_outside_a_run_writes_beside_it(run: Path, tmp_path: Path) -> None:
     (tmp_path / "alone").mkdir()
     alone = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "alone" / "m.ckpt")
@@ -114,6 +120,7 @@ def test_evaluate_a_file_outside_a_run_writes_beside_it(run: Path, tmp_path: Pat
     ]
 
 
+@pytest.mark.extended
 def test_evaluations_with_other_settings_stand_beside_one_another(run: Path) -> None:
     first = evaluate(run, split="valid")
     evaluate(run, split="valid", beam=1)
@@ -147,6 +154,7 @@ def test_translate_keeps_line_counts(command: Callable[..., Result], run: Path) 
     assert command("translate", run, stdin=b"").stdout == ""
 
 
+@pytest.mark.extended
 def test_the_mean_of_checkpoints(run: Path, tmp_path: Path) -> None:
     steps = (80, 120, 160)
     raw = [
@@ -208,6 +216,7 @@ def test_an_export_needs_an_empty_folder(command: Callable[..., Result], run: Pa
     assert {path: path.read_bytes() for path in Path("made").iterdir()} == before
 
 
+@pytest.mark.extended
 def test_the_model_card_shows_scores_of_this_checkpoint_only(run: Path, tmp_path: Path) -> None:
     (run / "evaluation-broken.json").write_text("{")
     earlier = evaluate(run / "checkpoints" / "step-00000040.ckpt", split="valid", beam=1)

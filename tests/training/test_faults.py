@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -17,10 +16,10 @@ import torch
 from campaigns import faults
 from campaigns.running import compared, rows, running, steps, wait_for_step
 from click.testing import Result
-from conftest import assert_failure, assert_misuse, fit_words, tiny_settings
+from conftest import assert_misuse, tiny_settings
 
 from normtrain.errors import DamagedFile, RunError, UserError
-from normtrain.training import fit, read_checkpoint, resume
+from normtrain.training import read_checkpoint, resume
 from normtrain.training.damage import ResumeFrom
 from normtrain.training.ranks_lost import unanswered
 
@@ -46,9 +45,9 @@ def emptied(path: Path) -> None:
     os.truncate(path, 0)
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_recipe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return fit(tiny_recipe(), out=tmp_path_factory.mktemp("finished") / "run")
+@pytest.fixture
+def finished(trained: dict[str, Path]) -> Path:
+    return trained["translation"]
 
 
 @pytest.fixture
@@ -64,7 +63,10 @@ def stopped(finished: Path, tmp_path: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("damage", [flipped, cut, emptied])
+@pytest.mark.parametrize(
+    "damage",
+    [flipped, *(pytest.param(other, marks=pytest.mark.extended) for other in (cut, emptied))],
+)
 def test_a_damaged_last_checkpoint_falls_back_to_the_newest_whole_one(
     damage: Callable[[Path], None],
     stopped: Path,
@@ -86,6 +88,7 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_newest_whole_one(
         assert read_checkpoint(path).path == path
 
 
+@pytest.mark.extended
 def test_a_last_checkpoint_that_is_gone_is_replaced_too(stopped: Path, finished: Path) -> None:
     (stopped / "checkpoints" / "last.ckpt").unlink()
     resume(stopped)
@@ -159,25 +162,6 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(
 )
 def test_errors_of_lost_processes_are_told(error: Exception, expected: bool | None) -> None:
     assert unanswered(error) is expected
-
-
-def test_a_full_disk_with_a_temporary_file_half_written(
-    command: Command, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = torch.save
-
-    def full(checkpoint: Any, path: Path, *args: Any) -> None:
-        if checkpoint["global_step"] == 6:
-            Path(path).write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(checkpoint, path, *args)
-
-    monkeypatch.setattr(torch, "save", full)
-    run = tmp_path / "run"
-    assert_failure(command(*fit_words(corpus_folder, run)), "No space left", "--resume")
-    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 5
-    assert not list(run.rglob("*.tmp"))
 
 
 # Two processes. Each takes tens of seconds.

@@ -62,6 +62,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(
     assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["step"] == "12"
 
 
+@pytest.mark.extended
 def test_patience_stops_early_and_the_run_counts_as_finished(
     tiny_recipe: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +88,7 @@ def test_progress_goes_to_stderr_and_samples_are_shown(
     assert "\x1b" not in err
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("change", [{"optim_clip": 0}, {"optim_clip": 0.01}])
 def test_clipping_bounds_the_update_and_0_turns_it_off(
     change: dict[str, Any], tiny_recipe: Callable[..., Any], tmp_path: Path
@@ -100,17 +102,6 @@ def test_clipping_bounds_the_update_and_0_turns_it_off(
         for path in (run, plain)
     ]
     assert (losses[0] == losses[1]) == (change["optim_clip"] == 0)
-
-
-def test_accumulation_takes_as_many_batches_to_an_update(
-    tiny_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    tokens = {}
-    for accumulate in (1, 3):
-        recipe = tiny_recipe(train_max_steps=4, optim_accumulate=accumulate)
-        run = fit(recipe, out=tmp_path / str(accumulate))
-        tokens[accumulate] = int(read_metrics(run / "metrics.csv")[-2]["tokens"])
-    assert tokens[3] > 2 * tokens[1]
 
 
 def test_describe_counts_the_parameters_of_the_model(tiny_recipe: Callable[..., Any]) -> None:
@@ -165,6 +156,7 @@ def assert_first_update_is_of(row: dict[str, str], recipe: Any, batches: list[An
     assert int(row["tokens"]) == sum(counts)
 
 
+@pytest.mark.extended
 def test_accumulated_batches_weigh_by_their_tokens(
     tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -250,6 +242,7 @@ def test_fewer_pairs_than_ranks_is_said_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extended
 def test_text_that_changed_is_refused_on_resume(
     tiny_recipe: Callable[..., Any], corpus_folder: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +257,7 @@ def test_text_that_changed_is_refused_on_resume(
         resume(run)
 
 
+@pytest.mark.extended
 def test_a_second_ctrl_c_stops_at_once_and_says_how_to_resume(
     tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Several processes: one's numbers, from the same batches, on as many or others at a resume."""
+"""Several ranks give what one process gives on the same batches, and resume on more or fewer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from normtrain.training import (
 )
 from normtrain.training.checkpoint import is_sharded, read_sharded
 
-NORMS = ("layernorm", "rmsnorm", "adanorm")
+pytestmark = pytest.mark.extended  # most tests start processes
+
+NORMS = ("rmsnorm", "adanorm")
 RECIPES = {"lm": TINY_TEXT, "envi": TINY}
 THIRTY = {"train_max_steps": 30, "train_val_every": 30, "train_checkpoint_every": 30}
 Build = Callable[..., Any]
