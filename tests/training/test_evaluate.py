@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from normtrain.config import recipe as recipes
 from normtrain.models import build_model
+from normtrain.tasks.translation import TASK
 from normtrain.tasks.translation.metrics import score
 from normtrain.tasks.translation.tokenizer import Tokenizer
 from normtrain.training import average, evaluate, export, read_checkpoint, translate
@@ -286,7 +287,7 @@ def test_the_contract_of_a_run_folder(learned: Runs, run: Path) -> None:
     numbered = {f"step-{step:08d}.ckpt" for step in (40, 80, 120, 160)}
     assert names == {"last.ckpt", "best.ckpt"} | numbered
     header = (run / "metrics.csv").read_text(encoding="utf-8").partition("\n")[0].split(",")
-    assert header == list(columns("val_bleu"))
+    assert header == list(columns(TASK.metrics))
     assert {"step", "train_loss", "val_loss", "tokens_per_second"} <= set(header)
     rows = read_metrics(run / "metrics.csv")
     trained = [int(row["step"]) for row in rows if row["train_loss"]]

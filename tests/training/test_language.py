@@ -16,8 +16,8 @@ from test_resume import assert_resumes, assert_same_run, rewound, rows
 
 from normtrain.errors import UserError
 from normtrain.tasks.language.data import LanguageData
-from normtrain.tasks.language.generate import generate, pieces, until
-from normtrain.training import evaluate, fit, read_checkpoint, resume
+from normtrain.tasks.language.generate import pieces, until
+from normtrain.training import evaluate, fit, generate, read_checkpoint, resume
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "workers": {"data_workers": 2},
@@ -171,15 +171,17 @@ def test_commands(copy: Path, command: Callable[..., Any]) -> None:
     assert done.stdout.endswith("\n")
     done = command("evaluate", copy, "--split", "valid", "--stride", 8, "--json")
     assert json.loads(done.stdout)["stride"] == 8
-    assert_misuse(command("translate", copy), "task language", "generate")
-    assert_misuse(command("evaluate", copy, "--beam", 3), "--beam is for the task translation")
+    assert_misuse(command("translate", copy), "got language", "generate")
+    assert_misuse(command("evaluate", copy, "--beam", 3), "--beam", "task language")
     assert_misuse(command("evaluate", copy, "--stride", 33), "--stride", "32")
     assert_misuse(command("generate", copy, "--top-p", 0), "--top-p")
 
 
 def test_a_translation_generates_nothing(learned: dict[str, Path], command: Any) -> None:
-    assert_misuse(command("generate", learned["plain"]), "task translation", "translate")
-    assert_misuse(command("evaluate", learned["plain"], "--stride", 3), "--stride is for the task")
+    assert_misuse(command("generate", learned["plain"]), "got translation", "translate")
+    assert_misuse(
+        command("evaluate", learned["plain"], "--stride", 3), "--stride", "task translation"
+    )
 
 
 @pytest.mark.parametrize(
