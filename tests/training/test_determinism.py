@@ -142,7 +142,7 @@ def test_checkpoints_note_what_bits_depend_on(
 ) -> None:
     run = trained["language"]
     last = run / "checkpoints" / "last.ckpt"
-    noted = torch.load(last, weights_only=True)["normtrain"]
+    noted = torch.load(last, weights_only=True)["normtrain"]["environment"]
     assert noted["threads"] == torch.get_num_threads()
     assert noted.items() >= environment().items()
     here = environment()
@@ -176,7 +176,7 @@ def test_recipes_from_before_the_keys_load(trained: dict[str, Path], tmp_path: P
     for key in keys:
         del checkpoint["normtrain"]["recipe"]["train"][key]
     for key in ("threads", "torch", "device"):
-        del checkpoint["normtrain"][key]
+        del checkpoint["normtrain"]["environment"][key]
     torch.save(checkpoint, last)
     resume(again)
     assert_same_run(run, again)

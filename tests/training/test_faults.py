@@ -102,7 +102,7 @@ def test_a_run_without_a_checkpoint_remembers_its_processes(stopped: Path) -> No
     assert (noted["devices"], noted["nodes"]) == (1, 1)
     noted |= {"devices": 2, "step_batches": 2}
     (stopped / "machine.json").write_text(json.dumps(noted), encoding="utf-8")
-    with pytest.raises(UserError, match="takes 2 batches, which 3 processes"):
+    with pytest.raises(UserError, match="divide the 2 batches.*got 3"):
         resume(stopped, devices=3)
 
 

@@ -216,7 +216,7 @@ def test_a_folder_whose_name_is_not_utf_8(
     settings = tiny_settings(TINY_TEXT, train_max_steps=1, optim_warmup_steps=0)
     words = [word for setting in settings for word in ("--set", setting)]
     told = command("fit", "--recipe", "lm", "--data", odd, *words)
-    assert_misuse(told, "data.source is", "which is not UTF-8")
+    assert_misuse(told, "data.source must be UTF-8 text")
     run = fit(tiny_language(train_max_steps=1, optim_warmup_steps=0), out=tmp_path / "run")
     done = command("evaluate", run, "--data", odd, "--json")
     assert done.exit_code == 0, done.stderr

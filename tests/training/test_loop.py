@@ -216,7 +216,7 @@ def test_two_ranks_share_the_work_and_resume(
     resumed = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(v, resumed[k]) for k, v in last["state_dict"].items())
     (again / "status.json").unlink()
-    with pytest.raises(ValueError, match="takes 2 batches, which 3 processes .* with 1 or 2$"):
+    with pytest.raises(ValueError, match="divide the 2 batches.*got 3; use 1 or 2$"):
         resume(again, devices=3)
 
 
