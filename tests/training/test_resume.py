@@ -157,7 +157,6 @@ def undisturbed(
     torch.set_num_threads(threads)
 
 
-@pytest.mark.extended
 @pytest.mark.parametrize(
     ("asked", "step", "code"),
     [
