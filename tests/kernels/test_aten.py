@@ -1,4 +1,4 @@
-"""The hand-derived backward against autograd, and what runs when."""
+"""The hand-derived backwards against autograd, and when they run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _gradients(
 
 @pytest.fixture(autouse=True)
 def _by_torch() -> Iterator[None]:
-    """What is tested here runs where the native kernels do not."""
+    """These implementations run where the native kernels do not."""
     with kernels.use("aten"):
         yield
 
@@ -49,7 +49,7 @@ def test_rms_backward(
     plain = formulas.rms_norm(x, gain, offset, 1e-3, first)
     torch.testing.assert_close(fast, plain)
     wanted = _gradients(plain, leaves, upstream)
-    # asked for a graph of the gradient, the backward takes another way to the same numbers
+    # with a graph of the gradient, the backward uses the formula
     for graph in (True, False):
         for got, want in zip(_gradients(fast, leaves, upstream, graph), wanted, strict=True):
             torch.testing.assert_close(got, want)
@@ -58,7 +58,7 @@ def test_rms_backward(
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 @pytest.mark.parametrize("first", [3, 9])
-def test_only_what_is_asked_for_is_computed(frozen: int, first: int) -> None:
+def test_only_the_required_gradients_are_computed(frozen: int, first: int) -> None:
     leaves = x, weight, bias = _leaf(4, 9), _leaf(9), _leaf(9)
     leaves[frozen].requires_grad_(False)
     kernels.rms_norm(x, weight, bias, 1e-5, first=first).sum().backward()
@@ -78,7 +78,7 @@ def test_ada_backward(c: float, k: float) -> None:
 
 
 @pytest.mark.parametrize("mode", ["inside", "outside"])
-def test_plain_layer_norm_is_torchs(mode: str) -> None:
+def test_layer_norm_formula_equals_torch(mode: str) -> None:
     x, weight, bias = _leaf(4, 9), _leaf(9), _leaf(9)
     eps = 1e-3 if mode == "inside" else 1e-12
     expected = torch.nn.functional.layer_norm(x, (9,), weight, bias, eps)
@@ -88,7 +88,7 @@ def test_plain_layer_norm_is_torchs(mode: str) -> None:
 
 
 def test_a_weight_that_depends_on_the_input_is_differentiated_once() -> None:
-    """Second gradients must not count the way through the weight twice."""
+    """Second gradients must not count the path through the weight twice."""
 
     def call(x: Tensor) -> Tensor:
         return kernels.rms_norm(x, x[0] * 2 + 1, None, 1e-3)
@@ -99,7 +99,7 @@ def test_a_weight_that_depends_on_the_input_is_differentiated_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_inputs_are_left_alone(dtype: torch.dtype) -> None:
+def test_inputs_are_not_modified(dtype: torch.dtype) -> None:
     x = torch.randn(3, 8).to(dtype).requires_grad_()
     weight, upstream = torch.rand(8).requires_grad_(), torch.randn(3, 8).to(dtype)
     before = x.detach().clone(), weight.detach().clone(), upstream.clone()
@@ -118,8 +118,8 @@ def test_inputs_are_left_alone(dtype: torch.dtype) -> None:
     assert torch.equal(upstream, before[2])
 
 
-def test_what_is_kept_for_the_backward() -> None:
-    """One activation, the input itself, and a number or two a row."""
+def test_saved_tensors() -> None:
+    """One activation, the input itself, and one or two numbers per row."""
     saved: list[Tensor] = []
 
     def pack(t: Tensor) -> Tensor:
@@ -140,10 +140,10 @@ def test_what_is_kept_for_the_backward() -> None:
         assert sum(t.numel() for t in saved if t.numel() != x.numel()) <= 64 + 2 * 16
 
 
-def test_ordinary_rows_take_the_fast_way_and_others_the_plain_one(
+def test_out_of_range_rows_use_the_formula(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By what is called: results alone could not tell."""
+    """Counts calls, since the results do not show it."""
     taken: list[str] = []
 
     def count(name: str) -> None:
@@ -173,7 +173,7 @@ def test_ordinary_rows_take_the_fast_way_and_others_the_plain_one(
             assert taken.count(name) == expected, (name, x)
 
 
-def test_a_row_far_from_zero_keeps_its_digits() -> None:
+def test_a_row_far_from_zero_keeps_its_precision() -> None:
     x = 1e7 + torch.tensor([[0.0, 1.0, 0.0, 3.0]])
     wanted = torch.nn.functional.layer_norm(x.double(), (4,)).float()
     torch.testing.assert_close(kernels.layer_norm(x, None, None, 1e-5), wanted)

@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from fused_cases import CASES, F32, make
 from torch import Tensor
-
-from normtrain.kernels.table import KINDS, Scalars
 
 TRITON = importlib.util.find_spec("triton") is not None
 HERE = Path(__file__).parent
@@ -30,12 +29,13 @@ TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"
 
 
 def test_kernels_without_triton() -> None:
-    """A machine without a GPU loads no Triton, which takes seconds."""
+    """Importing the kernels does not import Triton, which takes seconds."""
     code = "import sys, normtrain.kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @NEEDS_TRITON
+@pytest.mark.extended
 def test_importing_the_launchers_touches_no_device() -> None:
     code = (
         "import sys, torch, normtrain.kernels.triton;"
@@ -46,16 +46,23 @@ def test_importing_the_launchers_touches_no_device() -> None:
 
 @NEEDS_TRITON
 @pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="test_triton_rows.py runs in this process"
+    os.environ.get("TRITON_INTERPRET") == "1", reason="this process is the interpreter's"
 )
+@pytest.mark.extended
 def test_against_float64_in_the_interpreter() -> None:
-    """test_triton_rows.py in a process of its own: see there."""
+    """``test_table.py`` and ``test_triton_launch.py``, in a process of their own."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
-    # the interpreter computes padding, and both branches of a choice, which may overflow
-    command += ["-W", "ignore::RuntimeWarning", str(HERE / "test_triton_rows.py")]
+    # the interpreter computes padding and both branches of a condition, which may overflow
+    command += ["-W", "ignore::RuntimeWarning", "-p", "triton_bfloat16", "-m", "extended"]
+    command += [
+        "-k",
+        "triton",
+        *(str(HERE / f"test_{name}.py") for name in ("table", "triton_launch")),
+    ]
+    path = os.pathsep.join([str(HERE.parent / "helpers"), *sys.path])
     done = subprocess.run(
         command,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
@@ -66,7 +73,7 @@ def test_against_float64_in_the_interpreter() -> None:
 
 
 class Compiled:
-    """Stands in for a kernel: compiles it for an H100 with what it is launched with."""
+    """Replaces a kernel: compiles it for an H100 with the arguments of a launch."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -103,7 +110,7 @@ class Compiled:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Compiled]:
-    """The launchers' kernels, which only compile, and take tensors of the CPU."""
+    """The launched kernels, replaced by ones that only compile; tensors are on the CPU."""
     from normtrain.kernels import triton as launch
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -114,46 +121,42 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Compi
     return made
 
 
-def launch_all(kind: str, d: int, dtype: torch.dtype, fused: bool) -> None:
-    from normtrain.kernels import triton as launch
+def launch_all(case: str, d: int, dtype: torch.dtype, with_residual: bool) -> None:
+    from normtrain.kernels.triton import BACKEND
 
     x = torch.zeros(3, d, dtype=dtype)
-    weight = bias = alpha = None
-    if kind not in ("detach", "ada"):
-        weight = torch.zeros(1 if kind == "l2" else d)
-        bias = None if kind == "l2" else torch.zeros(d, dtype=dtype)
-    if kind == "tanh":
-        alpha = torch.zeros(1)
-    n = Scalars(1e-5, {"rms": max(1, d // 16), "detach": 1}.get(kind, 0), 1.25, 0.1)
-    if not fused:
-        _, stats = launch.BACKEND.forward(kind, x, weight, bias, alpha, n)
-        launch.BACKEND.backward(kind, x, x, weight, bias, alpha, stats, n)
+    kind, parameters, scalars = make(case, d, F32, "cpu")
+    if not with_residual:
+        _, stats = BACKEND.forward(kind, x, *parameters, scalars)
+        BACKEND.backward(kind, x, x, *parameters, stats, scalars)
         return
     seeds = torch.zeros(3, dtype=torch.int64)
-    _, total, stats = launch.BACKEND.forward_add(kind, x, x, seeds, 0.1, weight, bias, alpha, n)
-    launch.BACKEND.backward_add(kind, x, x, total, seeds, 0.1, weight, bias, alpha, stats, n)
+    _, total, stats = BACKEND.forward_add(kind, x, x, seeds, 0.1, *parameters, scalars)
+    BACKEND.backward_add(kind, x, x, total, seeds, 0.1, *parameters, stats, scalars)
 
 
 @COMPILES
+@pytest.mark.extended
 @pytest.mark.parametrize(
-    ("kind", "d", "dtype", "fused"),
-    [("layer", 512, torch.bfloat16, False), ("rms", 1000, torch.float16, True)],
+    ("case", "d", "dtype", "fused"),
+    [("layer", 512, torch.bfloat16, False), ("rms-partial", 1000, torch.float16, True)],
 )
 def test_compiled_for_a_gpu(
-    kind: str, d: int, dtype: torch.dtype, fused: bool, compiled: dict[str, Compiled]
+    case: str, d: int, dtype: torch.dtype, fused: bool, compiled: dict[str, Compiled]
 ) -> None:
-    launch_all(kind, d, dtype, fused)
+    launch_all(case, d, dtype, fused)
     for name in ("forward_rows", "backward_rows", "finalize"):
         (ptx,) = compiled[name].ptx
         assert "sm_90" in ptx
         # double precision is many times slower, and slips in by a Python number
         assert ".f64" not in ptx
-    # eight narrow features are loaded at once, and the backward's next rows ahead of their turn
+    # eight half-precision features are loaded at once, and the backward prefetches its next rows
     assert ".v4.b32" in compiled["forward_rows"].ptx[0]
     assert "cp.async" in compiled["backward_rows"].ptx[0]
 
 
 @COMPILES
+@pytest.mark.extended
 def test_long_rows_compiled_for_a_gpu(compiled: dict[str, Compiled]) -> None:
     launch_all("layer", 20000, torch.bfloat16, False)
     assert [name for name, kernel in compiled.items() if kernel.ptx] == [
@@ -166,9 +169,9 @@ def test_long_rows_compiled_for_a_gpu(compiled: dict[str, Compiled]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("d", [1, 100, 20000])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES)
 def test_every_kind_compiled_for_a_gpu(
-    kind: str, d: int, fused: bool, compiled: dict[str, Compiled]
+    case: str, d: int, fused: bool, compiled: dict[str, Compiled]
 ) -> None:
-    launch_all(kind, d, torch.float32, fused)
+    launch_all(case, d, torch.float32, fused)
     assert all(".f64" not in ptx for kernel in compiled.values() for ptx in kernel.ptx)

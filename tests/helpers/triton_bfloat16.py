@@ -1,9 +1,9 @@
 """Makes Triton's interpreter round to bfloat16 as a GPU does.
 
-Triton 3.7's truncates instead, and loses numbers below the smallest normal one both ways. Importing
-this sets it right for the process; for other tests that are to run on the interpreted kernels:
+Triton 3.7's interpreter truncates, and loses subnormal numbers both ways. Importing this module
+corrects it for the process; to run other tests on the interpreted kernels:
 
-    TRITON_INTERPRET=1 NORMTRAIN_KERNELS=triton PYTHONPATH=tests/kernels \\
+    TRITON_INTERPRET=1 NORMTRAIN_KERNELS=triton PYTHONPATH=tests/helpers \\
         python -m pytest -p triton_bfloat16 tests/kernels/test_range.py
 """
 
