@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from normtrain import kernels
-from normtrain.errors import UserError
-from normtrain.norms.base import NormBase, positive
+from normtrain.norms.base import NormBase, not_negative, positive
 from normtrain.norms.registry import register_norm
 
 
@@ -21,32 +18,32 @@ from normtrain.norms.registry import register_norm
     invariances=("scale", "shift"),
 )
 class AdaNorm(NormBase):
-    """Adaptive normalization: LayerNorm-simple times a factor that its own output sets.
+    """Adaptive normalization: LayerNorm-simple times a factor that depends on its output.
 
     In place of a learned gain and bias every feature y is scaled by ``C * (1 - k * y)``, which
-    damps those above the mean and raises those below. That factor is a constant in the backward;
-    y's mean and deviation are not. The authors find it ahead of LayerNorm on seven of eight tasks.
-    The output is not centred: the mean of each row is ``-k * C``, so it can't stand where zero-mean
-    rows are relied upon.
+    decreases features above the mean and increases those below. The factor is a constant in the
+    backward pass; the mean and deviation in y are differentiated. The authors report it ahead of
+    LayerNorm on seven of eight tasks. The output is not centred: the mean of each output vector is
+    ``-k * C``, so the norm cannot be used where vectors of mean zero are required.
 
-    Published defaults: k = 1/10. C is tuned by task; the authors' command line has 2.0, as has
-    their script for De-En, with 1.5, 1 and 0.8 tried. Here C is 1 unless set.
+    Published defaults: k = 1/10. C is tuned by task; the authors' command line and their De-En
+    script have 2.0, with 1.5, 1 and 0.8 tried. Here C is 1 by default.
 
     Departures: the authors' code takes the unbiased deviation (over dim - 1) and adds eps to it,
-    in the input's dtype; here the variance is the population's, eps sits inside the root unless
-    ``eps_mode="outside"``, and statistics are float32. Their module allocates a weight and a bias
-    that it never uses. In their published fork the layers call LayerNorm without its arguments, so
-    AdaNorm never reached them, only a stack's final norm; its scripts would not give the paper's
-    results.
+    in the input's dtype; here the variance is the population variance, eps is inside the root
+    unless ``eps_mode="outside"``, and statistics are float32. Their module allocates a weight and a
+    bias that it does not use. In their published fork the layers call LayerNorm without its
+    arguments, so that only the final norm of a stack is AdaNorm; its scripts would not give the
+    paper's results.
 
     Args:
-        dim: size of the last axis.
+        dim: size of the last axis, at least 1.
         C: scale of the output, above 0.
         k: slope of the factor, at least 0; the paper uses 1/10.
         eps: added to the variance (``eps_mode="inside"``) or to its root (``"outside"``).
         eps_mode: ``"inside"`` or ``"outside"``.
-        device: accepted for symmetry; there are no parameters.
-        dtype: accepted for symmetry; there are no parameters.
+        device: unused, as there are no parameters.
+        dtype: unused, as there are no parameters.
 
     Raises:
         UserError: dim, C, k, eps or eps_mode is out of range.
@@ -65,11 +62,9 @@ class AdaNorm(NormBase):
     ) -> None:
         super().__init__(dim, eps, eps_mode)
         self.C = positive("C", C)
-        if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
-            raise UserError(f"k must be a number of at least 0, not {k!r}")
-        self.k = float(k)
+        self.k = not_negative("k", k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
         return kernels.ada_norm(x, self.eps, self.C, self.k, self.eps_mode)

@@ -1,4 +1,4 @@
-"""What the normalizers of this package share: checked sizes, eps, and their own spec string."""
+"""Base class of the norms: checked arguments, ``weight`` and ``bias``, and the spec string."""
 
 from __future__ import annotations
 
@@ -15,64 +15,113 @@ from normtrain.norms.spec import NormSpec, spec_of
 
 EPS_MODES = ("inside", "outside")
 LARGEST_EPS = 1e6
-"""A larger eps would count against rows so large that they are brought into range first."""
+"""A larger eps would change the output for vectors that are scaled down to avoid overflow."""
 
 
 def positive(name: str, value: float) -> float:
     """Return `value` as a float.
 
+    Args:
+        name: the option's name, for the message.
+        value: a finite number > 0.
+
     Raises:
-        UserError: it is not a finite number above 0.
+        UserError: the value is not a finite number > 0.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{name} must be a number above 0, not {value!r}")
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{name} must be above 0, not {value!r}")
+    if number(name, value) <= 0:
+        raise UserError(f"{name} must be > 0, got {value!r}")
     return float(value)
+
+
+def not_negative(name: str, value: float) -> float:
+    """Return `value` as a float.
+
+    Args:
+        name: the option's name, for the message.
+        value: a finite number >= 0.
+
+    Raises:
+        UserError: the value is not a finite number >= 0.
+    """
+    if number(name, value) < 0:
+        raise UserError(f"{name} must be >= 0, got {value!r}")
+    return float(value)
+
+
+def whole(name: str, value: int, least: int = 1) -> int:
+    """Return `value`.
+
+    Args:
+        name: the option's name, for the message.
+        value: a whole number >= `least`.
+        least: the smallest value accepted.
+
+    Raises:
+        UserError: the value is not such a number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return value
 
 
 def number(name: str, value: float) -> float:
     """Return `value` as a float.
 
+    Args:
+        name: the option's name, for the message.
+        value: a finite number.
+
     Raises:
-        UserError: it is not a finite number.
+        UserError: the value is not a finite number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{name} must be a finite number, not {value!r}")
+        raise UserError(f"{name} must be a finite number, got {value!r}")
     return float(value)
 
 
 def one_of(name: str, value: str, known: Sequence[str]) -> str:
-    """Return `value` if it is among the known words.
+    """Return `value`.
+
+    Args:
+        name: the option's name, for the message.
+        value: one of `known`.
+        known: the accepted values, at least two.
 
     Raises:
-        UserError: it is not.
+        UserError: the value is not one of `known`.
     """
     if value not in known:
         words = ", ".join(map(repr, known[:-1]))
-        raise UserError(f"{name} must be {words} or {known[-1]!r}, not {value!r}")
+        raise UserError(f"{name} must be {words} or {known[-1]!r}, got {value!r}")
     return value
 
 
 def flag(name: str, value: bool) -> bool:
     """Return `value`.
 
+    Args:
+        name: the option's name, for the message.
+        value: True or False; other types are rejected, as the string "no" would be true.
+
     Raises:
-        UserError: it is not True or False; "no" would count as true.
+        UserError: the value is not True or False.
     """
     if not isinstance(value, bool):
-        raise UserError(f"{name} must be True or False, not {value!r}")
+        raise UserError(f"{name} must be True or False, got {value!r}")
     return value
 
 
 class NormBase(nn.Module):
-    """A normalizer of the last axis: ``(..., dim)`` to the same shape and dtype.
+    """Base class of the norms over the last axis: ``(..., dim)`` to the same shape and dtype.
+
+    Each option of a registered norm is an attribute of the same name, from which `spec` and
+    ``repr`` are made.
 
     Args:
         dim: size of the last axis, at least 1.
-        eps: what keeps a row of zeros finite, above 0; None for a norm that needs none.
+        eps: > 0, keeps the output for a vector of zeros finite; None for a norm without eps.
         eps_mode: ``"inside"`` adds eps under the square root, ``"outside"`` to the root; None for
-            a norm without such a root.
+            a norm without a square root.
 
     Raises:
         UserError: dim, eps or eps_mode is out of range.
@@ -89,7 +138,7 @@ class NormBase(nn.Module):
         if eps is not None:
             self.eps = positive("eps", eps)
             if self.eps > LARGEST_EPS:
-                raise UserError(f"eps must be at most {LARGEST_EPS:g}, not {eps!r}")
+                raise UserError(f"eps must be at most {LARGEST_EPS:g}, got {eps!r}")
         if eps_mode is not None:
             self.eps_mode = one_of("eps_mode", eps_mode, EPS_MODES)
         self.register_parameter("weight", None)
@@ -97,16 +146,26 @@ class NormBase(nn.Module):
 
     @property
     def normalized_shape(self) -> tuple[int, ...]:
-        """The normalised axes' sizes, as `torch.nn.LayerNorm` reports them."""
+        """Sizes of the normalized axes, as in `torch.nn.LayerNorm`."""
         return (self.dim,)
 
     @property
     def spec(self) -> str:
-        """The canonical spec string that builds this module again: plain, fit for checkpoints."""
+        """Canonical spec string: `build_norm` makes an equal module of it."""
         return str(NormSpec(*spec_of(self)))
 
     def add_parameters(self, *, weight: bool, bias: bool, device: Any, dtype: Any) -> None:
-        """Create ``weight`` (ones) and ``bias`` (zeros) of shape ``(dim,)`` where asked for."""
+        """Create ``weight`` (ones) and ``bias`` (zeros) of shape ``(dim,)``, then reset.
+
+        Args:
+            weight: whether to create ``weight``.
+            bias: whether to create ``bias``.
+            device: device of the parameters.
+            dtype: dtype of the parameters.
+
+        Raises:
+            UserError: ``weight`` or ``bias`` is not True or False.
+        """
         for name, wanted in (("weight", weight), ("bias", bias)):
             if flag("affine" if name == "weight" else name, wanted):
                 data = torch.empty(self.dim, device=device, dtype=dtype)
@@ -114,9 +173,9 @@ class NormBase(nn.Module):
         self.reset_parameters()
 
     def weight_and_bias(self) -> tuple[Tensor | None, Tensor | None]:
-        """Both, in a fifth of the time that two look-ups by `torch.nn.Module` take."""
+        """Return ``weight`` and ``bias``, five times faster than by attribute access."""
         own = self._parameters
-        # a parametrization keeps them elsewhere
+        # A parametrized parameter is not in `_parameters`.
         if "weight" in own and "bias" in own:
             return own["weight"], own["bias"]
         return self.weight, self.bias
@@ -129,20 +188,23 @@ class NormBase(nn.Module):
             nn.init.zeros_(self.bias)
 
     def check(self, x: Tensor) -> None:
-        """Refuse integers, and a last axis that is not ``dim`` (a size of 1 would broadcast).
+        """Check the dtype and the last axis (a size of 1 would broadcast).
+
+        Args:
+            x: the input, ``(..., dim)``.
 
         Raises:
-            ValueError: it is one of these.
+            ValueError: the input is not floating-point, or its last axis is not ``dim``.
         """
         if not x.is_floating_point():
-            raise ValueError(f"{type(self).__name__} needs floating-point input, not {x.dtype}")
+            raise ValueError(f"{type(self).__name__} needs floating-point input, got {x.dtype}")
         if x.ndim == 0 or x.shape[-1] != self.dim:
             raise ValueError(
                 f"{type(self).__name__}({self.dim}) needs inputs (..., {self.dim}), "
-                f"not {tuple(x.shape)}"
+                f"got {tuple(x.shape)}"
             )
 
     def extra_repr(self) -> str:
-        """The size and every option, for ``print(model)``."""
+        """Return the size and every option, for ``print(model)``."""
         _, options = spec_of(self)
         return ", ".join([str(self.dim), *(f"{key}={value}" for key, value in options.items())])

@@ -1,4 +1,4 @@
-"""No normalization, for the ablation."""
+"""No normalization: the identity under the name ``none``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from normtrain.norms.registry import checked_dim, register_norm
 
 @register_norm("none", formula="x", parameters="none", source="no paper")
 class NoNorm(nn.Module):
-    """The input as it came.
+    """Returns the input unchanged.
 
-    The ablation without normalization. Deep models rarely train without: in the comparison of Xu et
-    al. 12 layers diverge on En-De and lose 2.8 BLEU on En-Vi against LayerNorm. Also what an
-    optional norm (of embeddings, of queries and keys) is set to where there is none.
+    For ablations without normalization. Deep models rarely train without it: in the comparison of
+    Xu et al. 12 layers diverge on En-De and lose 2.8 BLEU on En-Vi against LayerNorm. It is also
+    the value of an optional norm (of embeddings, of queries and keys) that is switched off.
 
     Args:
-        dim: size of the last axis, recorded only.
-        device: accepted for symmetry; there are no parameters.
-        dtype: accepted for symmetry; there are no parameters.
+        dim: size of the last axis, at least 1; only stored.
+        device: unused, as there are no parameters.
+        dtype: unused, as there are no parameters.
 
     Raises:
         UserError: dim is not a whole number of at least 1.
@@ -38,12 +38,12 @@ class NoNorm(nn.Module):
         self.dim = checked_dim(dim)
 
     def reset_parameters(self) -> None:
-        """Nothing to reset."""
+        """Do nothing, as there are no parameters."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``."""
+        """Return ``x`` unchanged."""
         return x
 
     def extra_repr(self) -> str:
-        """The size, for ``print(model)``."""
+        """Return the size, for ``print(model)``."""
         return str(self.dim)

@@ -1,4 +1,4 @@
-"""LayerNorm with and without its learned gain and bias."""
+"""LayerNorm with and without its learned gain and bias, and with detached statistics."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ _XU = "Xu et al. 2019, Understanding and Improving Layer Normalization, arXiv:19
 class LayerNorm(NormBase):
     """Layer normalization: centred, unit variance, learned gain and bias.
 
-    The norm of the original Transformer, and what the others here are measured against. The
-    variance is the population's (divided by dim). Parameters are named and initialised as in
-    `torch.nn.LayerNorm`, so state dicts load either way.
+    The norm of the original Transformer, with which the other norms are compared. The variance is
+    the population variance (divided by dim). Parameters are named and initialized as in
+    `torch.nn.LayerNorm`, so state dicts load in both directions.
 
     Published defaults: weight 1 and bias 0 at the start; eps is 1e-5 in PyTorch.
 
-    Departures: none from `torch.nn.LayerNorm` for ordinary rows; rows whose squares overflow
-    float32 come out right here. Half precision is normalised by float32 statistics. The LayerNorm
-    in the code of Xu et al. takes the unbiased deviation (over dim - 1) and adds eps to it.
+    Departures: none from `torch.nn.LayerNorm` for ordinary input vectors; vectors whose squares
+    overflow float32 are normalized correctly here. Statistics of half precision are float32. The
+    LayerNorm in the code of Xu et al. takes the unbiased deviation (over dim - 1) and adds eps to
+    it.
 
     Args:
-        dim: size of the last axis.
+        dim: size of the last axis, at least 1.
         eps: added to the variance (``eps_mode="inside"``) or to its root (``"outside"``).
         bias: whether there is a learned bias.
         eps_mode: ``"inside"`` or ``"outside"``.
-        device: where the parameters live.
-        dtype: the parameters' dtype.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        UserError: dim, eps or eps_mode is out of range.
+        UserError: dim, eps, bias or eps_mode is out of range.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class LayerNorm(NormBase):
         self.add_parameters(weight=True, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.layer_norm(x, self.weight, self.bias, self.eps, self.eps_mode)
+        return kernels.layer_norm(x, *self.weight_and_bias(), self.eps, self.eps_mode)
 
 
 @register_norm(
@@ -71,26 +72,26 @@ class LayerNorm(NormBase):
     invariances=("scale", "shift"),
 )
 class LayerNormSimple(NormBase):
-    """LayerNorm without gain and bias, which often generalises better.
+    """LayerNorm without gain and bias, which often generalizes better.
 
-    The authors question that gain and bias help: without them 4 of their 8 tasks came out better,
-    among them En-Vi translation (31.6 against 31.2 BLEU), 2 the same and 2 worse. Use it to do
-    without those parameters, or to see what they contribute.
+    The authors report that gain and bias do not help in general: without them 4 of their 8 tasks
+    improve, among them En-Vi translation (31.6 against 31.2 BLEU), 2 stay the same and 2 get worse.
+    Use it to save these parameters, or to measure what they contribute.
 
     Published defaults: none but eps 1e-5.
 
     Departures: the authors' code takes the unbiased deviation (over dim - 1) and adds eps to it,
-    in the input's dtype; here the variance is the population's, eps sits inside the root unless
-    ``eps_mode="outside"``, and statistics are float32. Their module allocates a weight and a bias
-    all the same. In their published fork the layers call LayerNorm without its arguments, so that
-    only a stack's final norm is ever the one asked for.
+    in the input's dtype; here the variance is the population variance, eps is inside the root
+    unless ``eps_mode="outside"``, and statistics are float32. Their module allocates a weight and a
+    bias that it does not use. In their published fork the layers call LayerNorm without its
+    arguments, so that only the final norm of a stack is the one selected.
 
     Args:
-        dim: size of the last axis.
+        dim: size of the last axis, at least 1.
         eps: added to the variance (``eps_mode="inside"``) or to its root (``"outside"``).
         eps_mode: ``"inside"`` or ``"outside"``.
-        device: accepted for symmetry; there are no parameters.
-        dtype: accepted for symmetry; there are no parameters.
+        device: unused, as there are no parameters.
+        dtype: unused, as there are no parameters.
 
     Raises:
         UserError: dim, eps or eps_mode is out of range.
@@ -108,7 +109,7 @@ class LayerNormSimple(NormBase):
         super().__init__(dim, eps, eps_mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
         return kernels.layer_norm(x, None, None, self.eps, self.eps_mode)
 
@@ -124,28 +125,28 @@ DETACH = ("both", "mean", "std")
     invariances=("scale", "shift"),
 )
 class DetachNorm(NormBase):
-    """LayerNorm-simple whose mean and deviation are constants in the backward.
+    """LayerNorm-simple whose mean and deviation are constants in the backward pass.
 
-    The forward is that of ``layernorm-simple``. With both constant the gradient is the upstream
-    one over the deviation, neither re-centred nor re-scaled. It exists to show what those two
-    derivatives are worth: the authors find it far behind LayerNorm-simple on deep translation
-    models (27.7 against 31.6 BLEU on En-Vi), and the derivative of the deviation the more
-    important of the two. It is a measuring instrument, not a norm to train with.
+    The forward pass is that of ``layernorm-simple``. With both constant the gradient is the
+    upstream gradient over the deviation, neither centred nor rescaled. It measures what these two
+    derivatives contribute: the authors report it far behind LayerNorm-simple on deep translation
+    models (27.7 against 31.6 BLEU on En-Vi), and the derivative of the deviation as the more
+    important of the two. Use it for such experiments, not to train a model for use.
 
     Published defaults: none but eps 1e-5.
 
     Departures: the authors' code takes the unbiased deviation (over dim - 1) and adds eps to it,
-    in the input's dtype; here the variance is the population's, eps sits inside the root unless
-    ``eps_mode="outside"``, and statistics are float32. Their module also allocates a weight and a
-    bias that it never uses; here there are no parameters.
+    in the input's dtype; here the variance is the population variance, eps is inside the root
+    unless ``eps_mode="outside"``, and statistics are float32. Their module also allocates a weight
+    and a bias that it does not use; here there are no parameters.
 
     Args:
-        dim: size of the last axis.
-        detach: what is constant in the backward: ``"both"``, ``"mean"`` or ``"std"``.
+        dim: size of the last axis, at least 1.
+        detach: what is constant in the backward pass: ``"both"``, ``"mean"`` or ``"std"``.
         eps: added to the variance (``eps_mode="inside"``) or to its root (``"outside"``).
         eps_mode: ``"inside"`` or ``"outside"``.
-        device: accepted for symmetry; there are no parameters.
-        dtype: accepted for symmetry; there are no parameters.
+        device: unused, as there are no parameters.
+        dtype: unused, as there are no parameters.
 
     Raises:
         UserError: dim, detach, eps or eps_mode is out of range.
@@ -165,6 +166,6 @@ class DetachNorm(NormBase):
         self.detach = one_of("detach", detach, DETACH)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
         return kernels.detach_norm(x, self.eps, self.eps_mode, self.detach)

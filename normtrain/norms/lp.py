@@ -1,4 +1,4 @@
-"""Norms without squares: L1, L-infinity and top-k, in the manner of LayerNorm."""
+"""Norms without squares: L1, L-infinity and top-k, over the last axis as in LayerNorm."""
 
 from __future__ import annotations
 
@@ -8,65 +8,36 @@ import torch
 from torch import Tensor
 
 from normtrain import kernels
-from normtrain.errors import UserError
-from normtrain.norms.base import NormBase
+from normtrain.norms.base import NormBase, whole
 from normtrain.norms.registry import register_norm
 
 _SOURCE = "Hoffer, Banner, Golan, Soudry 2018, Norm matters, arXiv:1803.01814"
 
-# mean|x| of a normal variable is its deviation over this
 L1_CONSTANT = math.sqrt(math.pi / 2)
+"""The standard deviation of a normal variable over its mean absolute deviation."""
 
 
 def linf_constant(n: int) -> float:
-    """The paper's constant of the L-infinity norm for n values.
+    """Return the paper's constant of the L-infinity norm for n values.
 
-    (1 + sqrt(pi * ln 4)) / sqrt(8 * ln n), by which the largest of n normal values in magnitude
-    comes to 1.39 to 1.45 deviations (n = 64 to 16384), not to 1: a learned gain takes the rest.
+    It is (1 + sqrt(pi * ln 4)) / sqrt(8 * ln n). Times the largest magnitude of n normal values it
+    gives 1.39 to 1.45 standard deviations (n = 64 to 16384), not 1; a learned gain compensates.
 
     Args:
         n: how many values the statistic is taken over, at least 1.
 
     Returns:
-        The constant; 1 for a single value, whose distance from its mean is 0 anyway.
+        The constant; 1 for a single value, whose distance from its mean is 0.
     """
     if n == 1:
         return 1.0
     return (1.0 + math.sqrt(math.pi * math.log(4.0))) / math.sqrt(8.0 * math.log(n))
 
 
-@register_norm(
-    "l1norm",
-    formula="(x - mean) / (sqrt(pi / 2) * mean|x - mean| + eps) * weight + bias",
-    parameters="weight, bias",
-    source=_SOURCE,
-    invariances=("scale", "shift"),
-)
-class L1Norm(NormBase):
-    """LayerNorm with the mean distance from the mean for the standard deviation.
+class _LpNorm(NormBase):
+    """The constructor of the norms of this file; each has its constant of the statistic."""
 
-    The constant sqrt(pi / 2) makes the two agree on normally distributed rows. There is no square
-    to overflow and no root: the authors propose it for half precision. Mean and statistic are both
-    differentiated; the slope of ``|.|`` at 0 is taken as 0.
-
-    Published defaults: eps 1e-5, weight 1, bias 0.
-
-    Departures: the paper and its code norm the channels of convolutional nets over the batch
-    (``normtrain.norms.batch`` has that form); their repository holds no layer norm, so this is
-    the same formula by analogy over the last axis. One of their two L1 layers adds eps to constant
-    times statistic, as here, the other has no eps at all. Statistics are float32 here, and not
-    spoken of there.
-
-    Args:
-        dim: size of the last axis.
-        eps: added to constant times statistic.
-        bias: whether there is a learned bias.
-        device: where the parameters live.
-        dtype: the parameters' dtype.
-
-    Raises:
-        UserError: dim or eps is out of range.
-    """
+    constant: float
 
     def __init__(
         self,
@@ -78,12 +49,57 @@ class L1Norm(NormBase):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(dim, eps)
+        self.constant = self.constant_for(dim)
         self.add_parameters(weight=True, bias=bias, device=device, dtype=dtype)
 
+    @staticmethod
+    def constant_for(dim: int) -> float:
+        """Return what the statistic is multiplied by."""
+        return linf_constant(dim)
+
+
+@register_norm(
+    "l1norm",
+    formula="(x - mean) / (sqrt(pi / 2) * mean|x - mean| + eps) * weight + bias",
+    parameters="weight, bias",
+    source=_SOURCE,
+    invariances=("scale", "shift"),
+)
+class L1Norm(_LpNorm):
+    """LayerNorm with the mean absolute deviation in place of the standard deviation.
+
+    The constant sqrt(pi / 2) makes the two equal for normally distributed features. There is no
+    square that could overflow and no root: the authors propose it for half precision. Mean and
+    statistic are both differentiated; the derivative of ``|.|`` at 0 is taken as 0.
+
+    Published defaults: eps 1e-5, weight 1, bias 0.
+
+    Departures: the paper and its code normalize the channels of convolutional nets over the batch
+    (``normtrain.norms.batch`` has that form); their repository has no layer norm, so this is the
+    same formula by analogy over the last axis. One of their two L1 layers adds eps to constant
+    times statistic, as here; the other has no eps. Statistics are float32 here; the paper and its
+    code do not specify a dtype.
+
+    Args:
+        dim: size of the last axis, at least 1.
+        eps: added to constant times statistic.
+        bias: whether there is a learned bias.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
+
+    Raises:
+        UserError: dim, eps or bias is out of range.
+    """
+
+    @staticmethod
+    def constant_for(dim: int) -> float:
+        """Return what the statistic is multiplied by."""
+        return L1_CONSTANT
+
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.lp_norm(x, self.weight, self.bias, self.eps, L1_CONSTANT)
+        return kernels.lp_norm(x, *self.weight_and_bias(), self.eps, self.constant)
 
 
 @register_norm(
@@ -96,48 +112,36 @@ class L1Norm(NormBase):
     source=_SOURCE,
     invariances=("scale", "shift"),
 )
-class LInfNorm(NormBase):
-    """LayerNorm with the largest distance from the mean for the standard deviation.
+class LInfNorm(_LpNorm):
+    """LayerNorm with the largest absolute deviation in place of the standard deviation.
 
-    The cheapest statistic there is, a comparison per feature, and the noisiest: one outlier sets
-    the whole row. Mean and statistic are both differentiated; features that share the maximum
-    share its gradient evenly.
+    The cheapest of these statistics, one comparison per feature, and the noisiest: one outlier
+    determines the scale of the whole vector. Mean and statistic are both differentiated; features
+    that share the maximum share its gradient equally.
 
     Published defaults: eps 1e-5, weight 1, bias 0.
 
-    Departures: the paper's constant does not bring normal rows to unit variance; it overrates the
-    deviation 1.39 times at 64 features and 1.45 times at 16384, and a learned gain makes up for it.
-    The authors' paper and code norm channels over the batch (see ``normtrain.norms.batch``); over
-    the last axis it is the same formula by analogy, with dim for their count of values.
+    Departures: the paper's constant does not give normally distributed vectors unit variance: it
+    overestimates the deviation by a factor of 1.39 at 64 features and 1.45 at 16384, which a
+    learned gain compensates. The authors' paper and code normalize channels over the batch (see
+    ``normtrain.norms.batch``); over the last axis this is the same formula by analogy, with dim in
+    place of their number of values.
 
     Args:
-        dim: size of the last axis.
+        dim: size of the last axis, at least 1.
         eps: added to constant times statistic.
         bias: whether there is a learned bias.
-        device: where the parameters live.
-        dtype: the parameters' dtype.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        UserError: dim or eps is out of range.
+        UserError: dim, eps or bias is out of range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        eps: float = 1e-5,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(dim, eps)
-        self.constant = linf_constant(dim)
-        self.add_parameters(weight=True, bias=bias, device=device, dtype=dtype)
-
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
-        return kernels.lp_norm(x, self.weight, self.bias, self.eps, self.constant, k=1)
+        return kernels.lp_norm(x, *self.weight_and_bias(), self.eps, self.constant, k=1)
 
 
 @register_norm(
@@ -150,29 +154,29 @@ class LInfNorm(NormBase):
     source=_SOURCE,
     invariances=("scale", "shift"),
 )
-class TopKNorm(NormBase):
-    """LayerNorm with the mean of the k largest distances from the mean for the deviation.
+class TopKNorm(_LpNorm):
+    """LayerNorm with the mean of the k largest absolute deviations as the deviation.
 
-    Between ``linfnorm`` (k = 1, exactly) and ``l1norm`` (k = dim, but for the constant): steadier
-    than the maximum alone. Mean and statistic are both differentiated.
+    Between ``linfnorm`` (k = 1, equal) and ``l1norm`` (k = dim, equal but for the constant): less
+    noisy than the maximum alone. Mean and statistic are both differentiated.
 
     Published defaults: k = 10 in the paper's headline result ("Top10"), eps 1e-5, weight 1, bias 0.
 
-    Departures: as in the authors' code the constant is that of ``linfnorm`` for every k, so rows
-    come out smaller or larger than unit variance by k and dim (with k = 10 the statistic is 0.98
-    deviations at 64 values and 1.29 at 16384). The authors' paper and code norm channels over the
-    batch (see ``normtrain.norms.batch``). A k above dim counts as dim here.
+    Departures: as in the authors' code the constant is that of ``linfnorm`` for every k, so the
+    output's variance is above or below 1, depending on k and dim (with k = 10 the statistic is 0.98
+    deviations at 64 values and 1.29 at 16384). The authors' paper and code normalize channels over
+    the batch (see ``normtrain.norms.batch``). A k above dim counts as dim here.
 
     Args:
-        dim: size of the last axis.
-        k: how many distances are averaged, at least 1; more than dim counts as dim.
+        dim: size of the last axis, at least 1.
+        k: how many deviations are averaged, at least 1; more than dim counts as dim.
         eps: added to constant times statistic.
         bias: whether there is a learned bias.
-        device: where the parameters live.
-        dtype: the parameters' dtype.
+        device: device of the parameters.
+        dtype: dtype of the parameters.
 
     Raises:
-        UserError: dim, k or eps is out of range.
+        UserError: dim, k, eps or bias is out of range.
     """
 
     def __init__(
@@ -185,15 +189,11 @@ class TopKNorm(NormBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(dim, eps)
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise UserError(f"k must be a whole number of at least 1, not {k!r}")
-        self.k = k
-        self.constant = linf_constant(dim)
-        self.add_parameters(weight=True, bias=bias, device=device, dtype=dtype)
+        super().__init__(dim, eps=eps, bias=bias, device=device, dtype=dtype)
+        self.k = whole("k", k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``(..., dim)``; same shape and dtype."""
+        """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
         k = min(self.k, self.dim)
-        return kernels.lp_norm(x, self.weight, self.bias, self.eps, self.constant, k)
+        return kernels.lp_norm(x, *self.weight_and_bias(), self.eps, self.constant, k)

@@ -240,7 +240,7 @@ def test_the_state_dict_of_a_plain_model_has_its_old_names() -> None:
         ({"zero_mean": "all"}, "zero_mean"),
         ({"d_stream": 0}, "d_stream"),
         ({"embedding_norm": "fixnrm"}, "unknown norm 'fixnrm'"),
-        ({"embedding_norm": "rmsnorm:eps=0"}, "eps must be above 0"),
+        ({"embedding_norm": "rmsnorm:eps=0"}, "eps must be > 0"),
     ],
 )
 @pytest.mark.parametrize("build", [model_of, causal_of])

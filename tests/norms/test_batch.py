@@ -360,7 +360,7 @@ def test_wrong_inputs(kind: str, suffix: str, shape: tuple[int, ...], message: s
 
 def test_integers_are_refused_and_one_value_is_fine_in_eval() -> None:
     norm = batch.L1BatchNorm1d(3)
-    with pytest.raises(ValueError, match=r"floating-point input, not torch\.int64"):
+    with pytest.raises(ValueError, match=r"floating-point input, .*torch\.int64"):
         norm(torch.zeros(4, 3, dtype=torch.long))
     assert norm.eval()(torch.zeros(1, 3)).shape == (1, 3)
     assert norm(torch.zeros(0, 3)).shape == (0, 3)
@@ -369,7 +369,7 @@ def test_integers_are_refused_and_one_value_is_fine_in_eval() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eps": 0.0}, "eps must be above 0"),
+        ({"eps": 0.0}, "eps must be > 0"),
         ({"momentum": 1.5}, "momentum must be from 0 to 1"),
         ({"momentum": "a"}, "momentum must be a number"),
         ({"k": 0}, "k must be a whole number"),

@@ -321,7 +321,7 @@ def test_mistakes() -> None:
         ({"log": log, "weights": {}}, "not nothing"),
         ({"log": log, "weights": {"w": one_layer(1).weight}}, "does not train w"),
         ({"log": WeightNormLog(), "weights": weights}, r"holds \[\]"),
-        ({"log": log, "weights": weights, "power": 0.0}, "power must be above 0"),
+        ({"log": log, "weights": weights, "power": 0.0}, "power must be > 0"),
         ({"log": log, "weights": weights, "start": -1}, "start must be"),
         ({"log": plain_log(torch.ones(2, 3)), "weights": weights}, "2 channels in axis 0"),
         ({"log": plain_log(torch.zeros(2, 2)), "weights": weights}, "not a number above 0"),

@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
     "dict": (Net, {"*": "rmsnorm"}, {}, r"a list of \(pattern, norm\) pairs"),
     "init": (Net, "rmsnorm", {"init": "old"}, "'keep' or 'fresh'"),
     "eps-0": (lambda: small(nn.LayerNorm(6), nn.LayerNorm(6, eps=0)), "rmsnorm", {}, "2 cannot"),
-    "eps-wrong": (Net, [("blocks.0*", "none"), ("last", "rmsnorm:eps=-1")], {}, "above 0"),
+    "eps-wrong": (Net, [("blocks.0*", "none"), ("last", "rmsnorm:eps=-1")], {}, "eps must be > 0"),
     "patched": (_patched, "rmsnorm", {}, "the forward of 1 is patched"),
     "compiled": (
         lambda: small(torch.compile(nn.LayerNorm(6))),
