@@ -1,11 +1,11 @@
-"""The plots of docs/norms.md, made from the norms themselves.
+"""Draw the plots of docs/norms.md from the norms themselves.
 
     python docs/norm_plots.py                # writes docs/images/norm-*.svg
     python docs/norm_plots.py FOLDER
 
-Needs matplotlib (``pip install -c constraints.txt -e '.[plots]'``). Every number is drawn from a
-seeded generator and rounded, so the same versions write the same files. Text and lines are of
-middling brightness on a transparent ground, to be read on white and on black.
+Needs matplotlib (``pip install -c constraints.txt -e '.[plots]'``). Random numbers are seeded and
+results rounded, so the same versions write identical files. Text and lines have medium brightness
+on a transparent background, readable on white and on black.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ STYLE = {
 
 
 def apply(spec: str, x: Tensor) -> Tensor:
-    """A norm as it is when new, on rows ``(..., d)`` in float64."""
+    """Apply a newly built norm to vectors ``(..., d)`` in float64."""
     with torch.no_grad():
         return build_norm(spec, x.shape[-1], dtype=torch.float64)(x)
 
 
 def draw(*shape: int, seed: int) -> Tensor:
-    """Normal numbers in float64, the same every time."""
+    """Draw normal numbers in float64 from a seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def grey_lines(axes: Axes) -> None:
-    """Thin lines through zero."""
+    """Draw thin lines through zero."""
     for line in (axes.axhline, axes.axvline):
         line(0, color=GREY, linewidth=0.5)
 
@@ -86,7 +86,7 @@ PANELS: dict[str, dict[str, str]] = {
 
 
 def transfer() -> Figure:
-    """One of 16 features swept, the others fixed: normal quantiles of mean 0.5."""
+    """Plot the output for one of 16 features swept; the others are normal quantiles of mean 0.5."""
     d, swept = 16, torch.linspace(-8, 8, 65, dtype=torch.float64)
     share = torch.arange(1, d, dtype=torch.float64) / d
     fixed = torch.distributions.Normal(0.5, 1.0).icdf(share.float()).double()
@@ -119,10 +119,10 @@ MODES = {
 
 
 def gradients_of_rows() -> dict[str, tuple[float, float]]:
-    """Mean and deviation within a row of dL/dx · σ, averaged over 2,000 rows of 64 features.
+    """Return mean and deviation of dL/dx · σ within a vector, averaged over 2,000 of 64 features.
 
-    Upstream gradients are 0.5 + 0.8 y + 0.6 · noise: they have a mean and a part along the output
-    y, the two things that a LayerNorm's own derivatives take away.
+    Upstream gradients are 0.5 + 0.8 y + 0.6 · noise: they have a mean and a component along the
+    output y, the two parts that the backward pass of LayerNorm removes.
     """
     x, noise = draw(2000, 64, seed=1), draw(2000, 64, seed=2)
     upstream = 0.5 + 0.8 * apply("layernorm-simple:eps=1e-12", x) + 0.6 * noise
@@ -140,7 +140,7 @@ def gradients_of_rows() -> dict[str, tuple[float, float]]:
 
 
 def gradients() -> Figure:
-    """What of an upstream gradient reaches x: its mean, and its deviation as a bar."""
+    """Plot what of an upstream gradient reaches x: its mean, and its deviation as a bar."""
     figure, axes = pyplot.subplots(figsize=(6, 2.4), layout="constrained")
     axes.axvline(0, color=GREY, linewidth=0.5)
     for y, (label, (mean, spread)) in enumerate(gradients_of_rows().items()):
@@ -159,7 +159,7 @@ SIZES = [2**power for power in range(4, 15)]
 
 
 def estimates(spec: str) -> list[tuple[float, float, float]]:
-    """Of constant · statistic over 1,000 normal rows of each size: quantile 0.1, mean, 0.9."""
+    """Return 0.1 quantile, mean and 0.9 quantile of constant · statistic, per vector size."""
     found = []
     for n in SIZES:
         x = draw(1000, n, seed=n)
@@ -171,7 +171,7 @@ def estimates(spec: str) -> list[tuple[float, float, float]]:
 
 
 def deviations() -> Figure:
-    """What l1norm, topknorm and linfnorm take a normal row's deviation of 1 for."""
+    """Plot how l1norm, topknorm and linfnorm estimate a deviation of 1 on normal vectors."""
     figure, axes = pyplot.subplots(figsize=(6, 3), layout="constrained")
     axes.axhline(1, color=GREY, linewidth=0.5)
     labels = {"l1norm:bias=false": "l1norm", "topknorm:k=10": "topknorm, k=10"}
@@ -190,13 +190,13 @@ EPS = "1e-5"
 
 
 def output_sizes(spec: str, sizes: Tensor) -> Tensor:
-    """RMS of the output ``(n,)`` for 256 features of alternating sign and that RMS."""
+    """Return the output RMS ``(n,)`` for 256 features of alternating sign with these RMS."""
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(128)
     return apply(spec, sizes[:, None] * signs).square().mean(-1).sqrt()
 
 
 def eps_placement() -> Figure:
-    """The size of the output against that of the input, for three ways to use eps."""
+    """Plot the output RMS against the input RMS, for three ways to use eps."""
     figure, axes = pyplot.subplots(figsize=(6, 3.4), layout="constrained")
     sizes = torch.logspace(-8, 0, 65, dtype=torch.float64)
     curves = {
@@ -239,7 +239,7 @@ def main() -> None:
 
 
 def _compact(svg: str) -> str:
-    """With coordinates to a hundredth of a point and no blanks at the ends of lines."""
+    """Round coordinates to a hundredth of a point and strip the ends of lines."""
     svg = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
