@@ -27,6 +27,8 @@ from normtrain.tasks.optimizers import (
     state_template,
 )
 from normtrain.tasks.schedules import schedule_factor
+from normtrain.training import fit
+from normtrain.training.callbacks.metrics import read_metrics
 
 SIZES = {"d_model": 16, "heads": 2, "d_ff": 24}
 SCHEDULES = ("inverse-sqrt", "cosine", "linear", "constant")
@@ -111,25 +113,6 @@ def test_muon_is_torchs_muon_and_adamw() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_saved_optimizer_continues_bitwise(name: str, tmp_path: Path) -> None:
-    optim = OptimConfig(name=name, warmup_steps=2)
-    model = build_model(CausalLMConfig(layers=1, **SIZES), 31)
-    built = build_optimizer(model, optim, 10)
-    train(model, built, range(4))
-    again = copy.deepcopy(model)
-    torch.save(built["optimizer"].state_dict(), tmp_path / "state")
-    loaded = build_optimizer(again, optim, 10)
-    loaded["optimizer"].load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    loaded["lr_scheduler"]["scheduler"].load_state_dict(
-        built["lr_scheduler"]["scheduler"].state_dict()
-    )
-    train(model, built, range(4, 8))
-    train(again, loaded, range(4, 8))
-    for (parameter, ours), theirs in zip(model.named_parameters(), again.parameters(), strict=True):
-        assert torch.equal(ours, theirs), parameter
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_template_has_the_shapes_of_a_saved_state(name: str) -> None:
     optim, config = OptimConfig(name=name), CausalLMConfig(layers=1, tie=False, **SIZES)
     model = build_model(config, 31)
@@ -160,8 +143,6 @@ def test_unknown_and_ignored_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    from normtrain.training.callbacks.metrics import read_metrics
-
     rows = read_metrics(run / "metrics.csv")
     return [float(row["val_loss"]) for row in rows if row["val_loss"]]
 
@@ -171,8 +152,6 @@ def losses(run: Path) -> list[float]:
 def test_muon_learns_as_fast_as_adamw(
     task: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    from normtrain.training import fit
-
     build: Callable[..., Any] = request.getfixturevalue(task)
     settings = {"optim_lr": 0.01, "train_max_steps": 60, "train_val_every": 20,
                 "train_checkpoint_every": 60}  # fmt: skip
@@ -187,29 +166,24 @@ def test_muon_learns_as_fast_as_adamw(
 
 def test_schedules_at_chosen_steps() -> None:
     factor = schedule_factor("inverse-sqrt", 4, 100)
-    assert [factor(s) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert factor(15) == pytest.approx(0.5)
+    assert [factor(s) for s in (0, 1, 2, 3, 15)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.5])
     assert schedule_factor("constant", 0, 10)(0) == 1.0
-    linear = schedule_factor("linear", 10, 110, floor=0.2)
-    assert linear(9) == 1.0
-    assert linear(59) == pytest.approx(0.2 + 0.8 * (1 - 50 / 101))
-    assert linear(109) == pytest.approx(0.2 + 0.8 / 101)  # the last of 110 steps still moves
-    assert linear(110) == pytest.approx(0.2)
+    linear = schedule_factor("linear", 10, 110, floor=0.2)  # the last of 110 steps still moves
+    expected = [1.0, 0.2 + 0.8 * (1 - 50 / 101), 0.2 + 0.8 / 101, 0.2]
+    assert [linear(s) for s in (9, 59, 109, 110)] == pytest.approx(expected)
     cosine = schedule_factor("cosine", 0, 100)
-    assert cosine(24) == pytest.approx(0.5 * (1 + math.cos(math.pi * 25 / 101)))
-    assert cosine(100) == pytest.approx(0.0)
+    expected = [0.5 * (1 + math.cos(math.pi * 25 / 101)), 0.0]
+    assert [cosine(s) for s in (24, 100)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("warmup", [0, 1, 7])
-def test_rates_rise_then_never_rise_again_and_are_never_above_the_peak(
-    schedule: str, warmup: int
-) -> None:
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_rates_rise_to_the_peak_then_fall(schedule: str, warmup: int) -> None:
     factor = schedule_factor(schedule, warmup, 50)
     rates = [factor(step) for step in range(60)]
+    top = rates.index(max(rates))
     assert rates[0] > 0
     assert max(rates) == pytest.approx(1.0, abs=0.05)
-    top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
 
@@ -247,12 +221,9 @@ def test_clipping_equals_torchs(dtype: torch.dtype, limit: float) -> None:
     assert ours[2].grad is None
 
 
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_clipping_returns_a_broken_norm(broken: float) -> None:
+def test_the_norm_of_broken_gradients_and_of_none() -> None:
     parameter = nn.Parameter(torch.ones(2))
-    parameter.grad = torch.tensor([1.0, broken])
-    assert not clip_gradients([parameter], 1.0).isfinite()
-
-
-def test_the_norm_of_no_gradient_is_zero() -> None:
-    assert float(clip_gradients([nn.Parameter(torch.ones(2))], 1.0)) == 0.0
+    assert float(clip_gradients([parameter], 1.0)) == 0.0
+    for broken in (math.nan, math.inf):
+        parameter.grad = torch.tensor([1.0, broken])
+        assert not clip_gradients([parameter], 1.0).isfinite()
