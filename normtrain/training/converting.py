@@ -61,10 +61,10 @@ def convert(target: Path, *, to: str, output: Path) -> str:
     model = copy.deepcopy(original)
     try:
         report = CONVERSIONS[to](model)
+        recipe = converted_recipe(checkpoint.recipe, model)
+        error = _difference(original, _rebuilt(recipe, model))
     except UserError as refusal:
         raise UserError(f"{checkpoint.path} cannot be converted to {to}: {refusal}") from refusal
-    recipe = converted_recipe(checkpoint.recipe, model)
-    error = _difference(original, _rebuilt(recipe, model))
     section = checkpoint.section.model_copy(
         update={
             "recipe": recipe.plain(),
@@ -87,10 +87,21 @@ def converted_recipe(recipe: Recipe, model: TokenModel) -> Recipe:
 
 
 def _rebuilt(recipe: Recipe, model: TokenModel) -> TokenModel:
-    """Build the model as a reader of the new checkpoint does."""
+    """Build the model as a reader of the new checkpoint does.
+
+    Raises:
+        UserError: no recipe describes the converted model: biases of norms were folded into
+            layers that have none.
+    """
     built = task_of(recipe).model(recipe.model, model.vocab_size)
+    state = model.state_dict()
+    if added := sorted(state.keys() - built.state_dict().keys()):
+        raise UserError(
+            f"the biases of the norms are folded into {added[0]}, which model.bias=false leaves "
+            "out; train with model.bias=true, or with a norm without bias"
+        )
     rebuilt = built.to(model.head.weight.dtype)
-    rebuilt.load_state_dict(model.state_dict())
+    rebuilt.load_state_dict(state)
     return rebuilt.eval()
 
 

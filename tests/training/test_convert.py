@@ -155,3 +155,14 @@ def test_misuse_gets_one_line(
     assert done.stdout.startswith("made.ckpt: ")
     assert_misuse(command("convert", "made.ckpt", "--to", "rmsnorm", "-o", "x"), "already")
     assert_misuse(command("fit", "--resume", "made.ckpt"), "made.ckpt")
+
+
+def test_biases_that_no_recipe_describes_are_refused(
+    tiny_language: Callable[..., Any], tmp_path: Path
+) -> None:
+    recipe = tiny_language(norm="layernorm", model_bias="false", train_max_steps=3)
+    run = fit(recipe, out=tmp_path / "run")
+    assert convert(run, to="rmsnorm", output=tmp_path / "rms.ckpt")
+    with pytest.raises(UserError, match=r"model\.bias=false"):
+        convert(run, to="crmsnorm", output=tmp_path / "crms.ckpt")
+    assert not (tmp_path / "crms.ckpt").exists()
