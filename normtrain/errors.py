@@ -1,4 +1,4 @@
-"""The two kinds of failure a person sees, and what helps to word them."""
+"""The errors that users see, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -10,27 +10,24 @@ from pathlib import Path
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the message says what is wrong and what would be right."""
+    """A mistake of the user; the message says what is wrong and what is accepted."""
 
 
 class DamagedFile(UserError):
-    """A file that was whole once, or never: cut short, changed on the disk, or of another kind."""
+    """A file that is truncated, was changed on the disk, or has another format."""
 
 
 class RunError(RuntimeError):
-    """A run that could not go on (disk full, out of memory, hub unreachable), with what to do."""
+    """A run that cannot continue (disk full, out of memory, Hub unreachable), with what to do."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Build the error for a name that is not known, listing the nearest ones.
+    """Return the error for an unknown name, with the nearest known ones.
 
     Args:
-        kind: what the name stands for, for example ``"norm"``.
-        name: what the user wrote.
-        known: every name that would have been right.
-
-    Returns:
-        The error to raise; nothing is raised here.
+        kind: what the name stands for, such as ``"norm"``.
+        name: the name that the user wrote.
+        known: all accepted names.
     """
     known = sorted(known)
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
@@ -40,11 +37,11 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
 
 
 def on_one_line(error: BaseException, longest: int = 200) -> str:
-    """Another program's message as a part of one of ours: its class and words, no line ends.
+    """Return another library's error as one line to quote in a message.
 
     Args:
-        error: what it raised.
-        longest: characters at most.
+        error: the exception.
+        longest: the maximum number of characters.
     """
     words = " ".join(str(error).split())
     text = words if type(error) is Exception else f"{type(error).__name__}: {words}"
@@ -52,14 +49,14 @@ def on_one_line(error: BaseException, longest: int = 200) -> str:
 
 
 def described(error: BaseException) -> str:
-    """One line on a failure in somebody else's code: class, message, and where in their code.
+    """Describe an exception of the user's code in one line: type, message and position.
 
     Args:
-        error: what was raised, with its traceback.
+        error: the exception, with its traceback.
 
     Returns:
-        ``"ValueError: no such size (mine.py:12)"``: the innermost line that belongs to no installed
-        package and not to this one; without it where there is none.
+        ``"ValueError: no such size (mine.py:12)"``; the position is the innermost line outside
+        installed packages and this one, and is left out if there is none.
     """
     lines = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""``normtrain fit``: start a run, go on with one, or show what would be run."""
+"""``normtrain fit``: start a run, resume one, or show a dry run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 
 
 @click.command()
-@click.option("--recipe", metavar="NAME|FILE", help="A recipe's name, or a YAML file.")
-@click.option("--norm", metavar="SPEC", help="One norm for every place, e.g. prmsnorm:p=0.125.")
+@click.option("--recipe", metavar="NAME|FILE", help="The name of a recipe, or a YAML file.")
+@click.option("--norm", metavar="SPEC", help="The norm of every module, e.g. prmsnorm:p=0.125.")
 @click.option(
     "--norm-at",
     metavar="GLOB=SPEC",
@@ -48,26 +48,30 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
     "--init-from",
     metavar="FOLDER",
     type=click.Path(exists=True, path_type=Path),
-    help="Begin with a pretrained language model: Llama's, GPT-2's or our own format, or a run.",
+    help="Start from a pretrained language model (Llama, GPT-2 or native format) or a run.",
 )
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.")
-@click.option("--resume", metavar="RUN|auto", help="Go on with a run; auto takes the newest.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="The run folder to create."
+)
+@click.option("--resume", metavar="RUN|auto", help="Resume a run; auto takes the newest.")
 @machine_options
 @click.option(
     "--strategy",
     type=click.Choice(["auto", "ddp", "fsdp2"]),
-    help="ddp: a whole model a process; fsdp2: a slice of it. Default: auto.",
+    help="ddp: each rank has the whole model; fsdp2: a shard of it. Default: auto.",
 )
 @click.option(
     "--timeout",
     metavar="SECONDS",
     type=click.IntRange(min=1),
-    help="How long a process waits for an answer of the others. Default: 1800.",
+    help="How long a rank waits for the others. Default: 1800.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the recipe's.")
 @click.option("--compile", "compiled", is_flag=True, help="Compile the model with torch.compile.")
 @click.option("--seed", type=click.IntRange(min=0), help="Default: the recipe's.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and the model's size.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the resolved recipe and the model's size; train nothing."
+)
 @debug_option
 def fit(
     recipe: str | None,
@@ -82,14 +86,14 @@ def fit(
     dry_run: bool,
     **changes: Any,
 ) -> None:
-    """Train a recipe with a norm, or go on with an interrupted run.
+    """Train a recipe with a norm, or resume an interrupted run.
 
-    Prints the run's folder. --resume RUN needs nothing else, since the folder holds the recipe.
-    --resume auto goes on with --out if it holds a run, else with the newest run of the recipe and
-    norm, and starts a new one if there is none.
+    Prints the run folder. --resume RUN needs no other option: the folder holds the recipe.
+    --resume auto resumes the run in --out if there is one, else the newest run of the recipe and
+    norm; if there is none, it starts a new run.
 
-    --init-from FOLDER takes the model's sizes and norms, its weights and its tokenizer from there;
-    --norm puts another norm in.
+    --init-from FOLDER takes the model's sizes, norms, weights and tokenizer from there; --norm
+    replaces the norms.
     """
     machine = started_as(devices, nodes) | {"strategy": strategy, "compile": compiled}
     machine["timeout"] = timeout
@@ -116,7 +120,7 @@ def fit(
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """Before training takes SIGTERM over, it ends the command as Ctrl-C does, by exit code 130."""
+    """Until training handles SIGTERM, let it end the command as Ctrl-C does: exit code 130."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -166,7 +170,7 @@ def _pretrained(folder: Path) -> Pretrained:
 
 
 def _show(recipe: Recipe) -> None:
-    """Print a recipe and, as comments, what it would build: the whole is a recipe file."""
+    """Print a recipe and, as comments, what it would build; the output is a recipe file."""
     from normtrain import training as run
     from normtrain.config.recipe import dump
 
@@ -188,7 +192,7 @@ def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> 
 
 
 def _as_overrides(changes: dict[str, Any]) -> list[str]:
-    """The options that change a recipe, as ``section.key=value``, for a run that has its own."""
+    """Return the options that change a recipe as ``section.key=value``, to compare with a run's."""
     from normtrain.config.recipe import whole_path
     from normtrain.config.yamlio import write_value
     from normtrain.norms.rules import parse_rule

@@ -1,4 +1,4 @@
-"""Processes of a run that are gone or don't answer: noticed, said once, and none left behind."""
+"""Detect ranks that have ended or hang, report it once, and end the remaining processes."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 from normtrain.errors import RunError
 
 PARENT_VARIABLE = "NORMTRAIN_PARENT"
-"""Processes that the launcher starts find the number of the one that started them here."""
+"""Environment variable with the process id of the rank that started this one."""
 
-LOOK_EVERY = 0.3
-# How long a process that has lost another may take to end by itself, as it does where the lost
-# one closed its connections; and how long others get to end after it.
+POLL_SECONDS = 0.3
+# A rank whose peer closed its connections ends by itself within the first; then the ranks that it
+# started have the second.
 END_ITSELF, END_AFTER_FIRST = 20.0, 10.0
 # A worker that outlives torchrun saves first.
 SAVE_ITSELF = 120.0
-# Processes start at different speeds, however short the answers of a running one may take.
+# Ranks start at different speeds, so --timeout applies only once all run.
 TO_START = 600
 
 _PR_SET_PDEATHSIG = 1
@@ -49,8 +49,10 @@ _OF_TORCH = ("DistBackendError", "DistNetworkError", "DistStoreError")
 
 
 def unanswered(error: BaseException) -> bool | None:
-    """Whether an error means that another process didn't answer (True), has ended (False), or
-    neither (None)."""
+    """Return whether an error means that another rank hangs (True), has ended (False), or neither.
+
+    Neither is None.
+    """
     if isinstance(error, RunError) or not isinstance(error, RuntimeError):
         return None
     text = str(error)
@@ -62,16 +64,16 @@ def unanswered(error: BaseException) -> bool | None:
 
 
 class Ranks:
-    """Watches over the other processes of a Trainer, and words their loss.
+    """Watches the other ranks of a Trainer and explains errors that come from losing one.
 
-    The Trainer gets the waiting time and a launcher of ours in the place of Lightning's, whose
-    observer ends the first process by SIGKILL, without a word, as soon as another has failed.
-    Lightning's signal handlers stay away: they talk to other processes from inside a handler, and
-    under SLURM they save and requeue in their own way.
+    Sets the Trainer's timeout and replaces Lightning's launcher, whose observer kills the first
+    rank with SIGKILL and no message as soon as another fails. Lightning's signal handlers are
+    turned off: they communicate with other ranks inside a handler, and under SLURM they save and
+    requeue by themselves.
 
     Args:
-        trainer: about to fit.
-        timeout: seconds to wait for another process's answer.
+        trainer: before it fits.
+        timeout: seconds to wait for another rank.
         how_to_resume: the end of every message.
     """
 
@@ -85,44 +87,43 @@ class Ranks:
             return
         if hasattr(strategy, "_timeout"):
             strategy._timeout = timedelta(seconds=max(timeout, TO_START))
-            trainer.callbacks.insert(0, _Waiting(timeout))  # type: ignore[attr-defined]
+            trainer.callbacks.insert(0, _SetTimeout(timeout))  # type: ignore[attr-defined]
         if type(strategy.launcher) is _SubprocessScriptLauncher:
             strategy._launcher = self.launcher = _Launcher(strategy.launcher, self._ended)
 
     def error(self, error: BaseException) -> BaseException | None:
-        """What to raise in the place of an error that came of another process's loss, else None.
+        """Return the error to raise instead of one that comes from losing another rank, else None.
 
-        A process that Lightning started leaves the words to the first one, if that can speak:
-        then it is ``SystemExit(1)``.
+        In a rank that Lightning started it is ``SystemExit(1)`` if the first rank can report.
         """
         hung = unanswered(error)
         if hung is None or self.alone:
             return None
-        if not _speaks():
+        if not _reports():
             return SystemExit(1)
         if hung:
             return RunError(
                 f"no answer from another process for {self.timeout} s (--timeout): it hangs, or "
-                f"its machine or the network does; {self.how_to_resume}, from its last checkpoint"
+                f"its machine or network failed; {self.how_to_resume}, from its last checkpoint"
             )
         return RunError(self._ended(self.launcher.loss if self.launcher else None))
 
     def _ended(self, who: str | None) -> str:
-        """The message on a process that is gone."""
+        """Return the message on a rank that has ended."""
         return (
-            f"{who or 'another process of the run'} has ended, so this one stopped; a message of "
-            f"its own would stand above; {self.how_to_resume}, from its last checkpoint"
+            f"{who or 'another process of the run'} has ended, so this one stopped (see its "
+            f"message above, if any); {self.how_to_resume}, from its last checkpoint"
         )
 
 
-class _Waiting(pl.Callback):
-    """Sets how long answers are waited for, once all processes are there."""
+class _SetTimeout(pl.Callback):
+    """Sets the timeout of all process groups once every rank runs."""
 
     def __init__(self, timeout: int) -> None:
         self.timeout = timeout
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Set it in every process group."""
+        """Set the timeout."""
         if dist.is_available() and dist.is_initialized():
             groups = dist.distributed_c10d._world.pg_map
             for group in list(groups):
@@ -130,19 +131,19 @@ class _Waiting(pl.Callback):
 
 
 class _Launcher(_SubprocessScriptLauncher):
-    """Starts the other processes as Lightning does, watches them, and takes them along."""
+    """Starts the other ranks as Lightning does, watches them, and ends them with this one."""
 
     def __init__(
-        self, plain: _SubprocessScriptLauncher, worded: Callable[[str | None], str]
+        self, plain: _SubprocessScriptLauncher, message_of: Callable[[str | None], str]
     ) -> None:
         super().__init__(plain.cluster_environment, plain.num_processes, plain.num_nodes)
-        self._worded = worded
+        self._message = message_of
         self.loss: str | None = None
 
     def launch(
         self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any
     ) -> Any:
-        """Start the others, if that is ours to do, then call ``function``."""
+        """Start the other ranks, unless a launcher such as torchrun has, then call ``function``."""
         self.cluster_environment.validate_settings(
             num_devices=self.num_processes, num_nodes=self.num_nodes
         )
@@ -150,9 +151,9 @@ class _Launcher(_SubprocessScriptLauncher):
             os.environ[PARENT_VARIABLE] = str(os.getpid())
             self._call_children_scripts()
             del os.environ[PARENT_VARIABLE]
-            watch = _Watch(self._look_at_children)
+            watch = _Watch(self._watch_children)
         else:
-            watch = _Watch(_parent_watch(self._worded))
+            watch = _Watch(_parent_watch(self._message))
         _set_num_threads_if_needed(num_processes=self.num_processes)
         watch.start()
         try:
@@ -167,27 +168,27 @@ class _Launcher(_SubprocessScriptLauncher):
         return done
 
     def _first_loss(self) -> str | None:
-        """The one of the started processes that has failed, in words."""
+        """Describe the started rank that failed first; None if none has within a second."""
         deadline = time.monotonic() + 1  # its connections close before it can be waited for
         while True:
             for number, process in enumerate(self.procs, start=1):
                 if process.poll():
-                    return _in_words(number, self.num_processes, process)
+                    return _describe_exit(number, self.num_processes, process)
             if not self.procs or time.monotonic() > deadline:
                 return None
             time.sleep(0.05)
 
-    def _look_at_children(self, stopped: threading.Event) -> None:
-        while not stopped.wait(LOOK_EVERY):
+    def _watch_children(self, stopped: threading.Event) -> None:
+        while not stopped.wait(POLL_SECONDS):
             if any(process.poll() for process in self.procs):
                 if not stopped.wait(END_ITSELF):
-                    said = self._worded(self._first_loss())
+                    said = self._message(self._first_loss())
                     self._kill()
-                    _end_now(said)
+                    _exit_now(said)
                 return
 
     def _end_children(self, seconds: float) -> None:
-        """Let the others end, and make them after a while: one that is stopped or hangs won't."""
+        """Wait for the started ranks to end, then kill those that are stopped or hang."""
         deadline = time.monotonic() + seconds
         for process in self.procs:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -202,7 +203,7 @@ class _Launcher(_SubprocessScriptLauncher):
 
 
 class _Watch:
-    """A thread that looks until it is told to stop."""
+    """A thread that runs ``look`` until it is stopped."""
 
     def __init__(self, look: Callable[[threading.Event], None]) -> None:
         self._stopped = threading.Event()
@@ -215,11 +216,11 @@ class _Watch:
         self._stopped.set()
 
 
-def _parent_watch(worded: Callable[[str | None], str]) -> Callable[[threading.Event], None]:
-    """What a process does about the one that started it: it doesn't outlive it.
+def _parent_watch(message_of: Callable[[str | None], str]) -> Callable[[threading.Event], None]:
+    """Return what ends this process after the one that started it has ended.
 
-    Under torchrun the other workers live on when torchrun is gone, so the run saves before it
-    ends. Where the first process of the run is gone, there is nothing to wait for.
+    When torchrun ends, its workers can still communicate, so the run saves first. When the first
+    rank ends, there is nothing to wait for.
     """
     told = os.environ.get(PARENT_VARIABLE)
     parent = int(told) if told else os.getppid()
@@ -230,53 +231,55 @@ def _parent_watch(worded: Callable[[str | None], str]) -> Callable[[threading.Ev
 
     def look(stopped: threading.Event) -> None:
         while os.getppid() == parent:
-            if stopped.wait(LOOK_EVERY):
+            if stopped.wait(POLL_SECONDS):
                 return
         if not told:
             os.kill(os.getpid(), signal.SIGTERM)
         if not stopped.wait(END_ITSELF if told else SAVE_ITSELF):
-            _end_now(worded("the process that started this one") if _is_eldest() else "")
+            _exit_now(
+                message_of("the process that started this one") if _reports_for_parent() else ""
+            )
 
     return look
 
 
 def _wake_when_parent_ends() -> None:
-    """Have a stopped process go on when its parent dies, to notice and end (Linux)."""
+    """Continue this process, if stopped, when its parent dies, so that it can end (Linux)."""
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
-def _speaks() -> bool:
-    """Whether it is this process that has to say what happened; waits for the first one if not."""
+def _reports() -> bool:
+    """Return whether this process reports the error; if not, wait for the first rank to end."""
     told = os.environ.get(PARENT_VARIABLE)
     if told is None:
         return True
     parent = int(told)
     time.sleep(0.5)  # a process closes its connections before it ends
     if os.getppid() != parent:
-        return _is_eldest()
+        return _reports_for_parent()
     deadline = time.monotonic() + 2 * END_AFTER_FIRST
     while time.monotonic() < deadline:
         if os.getppid() != parent:
-            return False  # it has ended by itself, and said why
+            return False  # it has ended by itself, with a message
         time.sleep(0.1)
     return True
 
 
-def _is_eldest() -> bool:
-    """Whether this one says what there is to say when the first process is gone."""
+def _reports_for_parent() -> bool:
+    """Return whether this process reports when the first rank has ended."""
     return os.environ.get("LOCAL_RANK") in ("0", "1")
 
 
-def _in_words(number: int, count: int, process: subprocess.Popen[Any]) -> str:
+def _describe_exit(number: int, count: int, process: subprocess.Popen[Any]) -> str:
     code = process.returncode
     how = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
     return f"process {number + 1} of {count} ({how})"
 
 
-def _end_now(message: str) -> None:
-    """Say it, if there is anything to say, and end, whatever the main thread waits for."""
+def _exit_now(message: str) -> None:
+    """Print the message, if any, and exit at once, whatever the main thread waits for."""
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a JSON file, and further files, beside the run."""
+"""Write the results of an evaluation into the run folder."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Results:
     """The results of one checkpoint.
 
     Args:
-        target: what the user named: a run folder or a checkpoint file.
-        checkpoint: read from there.
-        write: whether this process writes; of several that evaluate together, one does.
+        target: the run folder or checkpoint file that the user named.
+        checkpoint: the checkpoint read from it.
+        write: whether this process writes; one of several ranks does.
     """
 
     def __init__(self, target: Path, checkpoint: Checkpoint, *, write: bool = True) -> None:
@@ -33,11 +33,11 @@ class Results:
 
         Args:
             found: the scores and how they were obtained.
-            data: another corpus than the run's, as the user named it.
-            split: which part of it.
+            data: a corpus other than the run's, as the user named it.
+            split: the split of the corpus.
 
         Returns:
-            What was written, plain values.
+            The content of the JSON file, in plain types.
 
         Raises:
             RunError: a file cannot be written.
@@ -65,7 +65,7 @@ class Results:
         return report
 
     def _stem(self, data: str | None, split: str, parts: Sequence[str]) -> str:
-        """The split's name, and whatever differs from the run's best checkpoint and its recipe."""
+        """Return the split's name and what differs from the run's best checkpoint and recipe."""
         words = [] if data is None else [_short(data)]
         words.append(split)
         if not self.target.is_dir():
@@ -74,18 +74,18 @@ class Results:
 
 
 def _short(source: str) -> str:
-    """A corpus' name, the last part of its name on the Hub, or its folder's name."""
+    """Return a corpus' name, the last part of its name on the Hub, or its folder's name."""
     path = Path(source)
     return path.resolve().name if path.is_dir() else path.name
 
 
 def _versions(libraries: Sequence[str]) -> dict[str, str]:
-    # A plain checkout has no metadata of normtrain's own, so its version comes from the code.
+    # A checkout that is not installed has no metadata, so the version comes from the code.
     return {"normtrain": __version__, **{name: version(name) for name in libraries}}
 
 
 def _results_folder(target: Path, checkpoint: Path) -> Path:
-    """The run's folder; beside the file for a checkpoint outside a run."""
+    """Return the run folder; for a checkpoint outside a run, the checkpoint's folder."""
     if target.is_dir():
         return target
     parent = checkpoint.parent

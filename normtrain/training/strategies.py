@@ -1,4 +1,4 @@
-"""How processes share a model: Lightning's strategies as this project sets them up."""
+"""Lightning's strategies for several ranks, as this package configures them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ STRATEGIES = ("auto", "ddp", "fsdp2")
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes, with checkpoints that are folders of one file a process.
+    """FSDP2 over all ranks; a checkpoint is a folder with one file per rank.
 
     Args:
-        processes: how many share the model.
+        processes: number of ranks that share the model.
     """
 
     def __init__(self, processes: int) -> None:
@@ -29,7 +29,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load as plain data, whatever Lightning would do.
+        """Load a checkpoint of plain data; never execute code in it.
 
         Raises:
             UserError: the checkpoint is damaged, or holds more than plain data.
@@ -40,10 +40,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def check_strategy(launch: LaunchConfig, recipe: Recipe) -> None:
-    """Refuse what a sharded model can't do.
+    """Check that a sharded model supports the recipe and the launch options.
 
     Raises:
-        UserError: the recipe or the command asks for it; what to do without is named.
+        UserError: an option is not supported; the message names an alternative.
     """
     if launch.strategy != "fsdp2":
         return
@@ -61,5 +61,5 @@ def check_strategy(launch: LaunchConfig, recipe: Recipe) -> None:
 
 
 def strategy_of(launch: LaunchConfig) -> str | Strategy:
-    """The strategy of a run, in the form a Trainer takes."""
+    """Return the strategy of a run as `Trainer` accepts it."""
     return ShardedStrategy(launch.processes) if launch.strategy == "fsdp2" else launch.strategy

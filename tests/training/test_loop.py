@@ -1,11 +1,10 @@
-"""The training loop: what stops it, what it says, and two ranks."""
+"""The training loop: what stops it, and what it logs."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import tiny_settings
 
 from normtrain.config.recipe import override
 from normtrain.errors import RunError
@@ -125,24 +123,26 @@ def test_freed_memory_is_kept_on_linux() -> None:
     assert keep_freed_memory()
 
 
-def first_batches(recipe: Any, batches: int, rank: int = 0, world: int = 1) -> list[Any]:
-    data = TranslationData(recipe.data, seed=recipe.train.seed, total_batches=batches)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
-    return list(data.train_dataloader())
-
-
-def assert_first_update_is_of(row: dict[str, str], recipe: Any, batches: list[Any]) -> None:
-    """The loss, gradient and tokens of all batches as if they were one."""
-    counts = [int((b["target_out"] != PAD).sum()) for b in batches]
+@pytest.mark.extended
+def test_accumulated_batches_weigh_by_their_tokens(
+    tiny_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Loss, gradient and tokens of the step are those of all batches as if they were one."""
+    changes = {"train_max_steps": 1, "optim_warmup_steps": 0, "model_dropout": 0}
+    recipe = tiny_recipe(optim_accumulate=5, **changes)
+    row = read_metrics(fit(recipe, out=tmp_path / "run") / "metrics.csv")[0]
+    data = TranslationData(recipe.data, seed=recipe.train.seed, total_batches=5)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1)  # type: ignore[assignment]
+    batches = list(data.train_dataloader())
+    counts = [int((batch["target_out"] != PAD).sum()) for batch in batches]
     assert len(set(counts)) > 1
     pl.seed_everything(recipe.train.seed, verbose=False)
-    tokenizer = (Path(row["run"]) / "tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = (tmp_path / "run" / "tokenizer.json").read_text(encoding="utf-8")
     model = build_model(recipe.model, Tokenizer.from_json(tokenizer).vocab_size)
     total = torch.zeros(())
     for batch in batches:
-        logits = model(batch["source"], batch["target_in"]).flatten(0, 1)
         total = total + torch.nn.functional.cross_entropy(
-            logits,
+            model(batch["source"], batch["target_in"]).flatten(0, 1),
             batch["target_out"].flatten(),
             ignore_index=PAD,
             label_smoothing=recipe.optim.label_smoothing,
@@ -154,84 +154,6 @@ def assert_first_update_is_of(row: dict[str, str], recipe: Any, batches: list[An
     assert float(row["train_loss"]) == pytest.approx(loss.item(), rel=1e-5)
     assert float(row["gradient_norm"]) == pytest.approx(float(gradient.norm()), rel=1e-4)
     assert int(row["tokens"]) == sum(counts)
-
-
-@pytest.mark.extended
-def test_accumulated_batches_weigh_by_their_tokens(
-    tiny_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    recipe = tiny_recipe(train_max_steps=1, optim_warmup_steps=0, optim_accumulate=5)
-    recipe = override(recipe, ["model.dropout=0"])
-    run = fit(recipe, out=tmp_path / "run")
-    row = read_metrics(run / "metrics.csv")[0] | {"run": str(run)}
-    assert_first_update_is_of(row, recipe, first_batches(recipe, 5))
-
-
-def on_two_ranks(folder: Path, *words: str, torchrun: bool = False) -> str:
-    """Run ``fit`` on two CPU ranks and give what it says."""
-    start = [sys.executable, str(ROOT / "cli.py")]
-    if torchrun:
-        launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-        start = [sys.executable, *launcher, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-        start.append(str(ROOT / "cli.py"))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*start, "fit", *words], capture_output=True, text=True, env=environment, timeout=250
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{folder}\n"
-    return done.stderr
-
-
-def numbers(run: Path) -> list[dict[str, str]]:
-    clocked = ("tokens_per_second", "seconds")
-    rows = read_metrics(run / "metrics.csv")
-    return [{k: v for k, v in row.items() if k not in clocked} for row in rows]
-
-
-@pytest.mark.slow  # tests/training/test_ranks.py has the quick ones
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_ranks_share_the_work_and_resume(
-    torchrun: bool, corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    changes = {"train_max_steps": 10, "train_val_every": 5, "model_dropout": 0.2}
-    settings = [word for setting in tiny_settings(**changes) for word in ("--set", setting)]
-    whole = tmp_path / "run"
-    words = ["--recipe", "envi", "--data", str(corpus_folder), "--out", str(whole), *settings]
-    ranks = [] if torchrun else ["--devices", "2", "--strategy", "ddp"]
-    on_two_ranks(whole, *words, *ranks, torchrun=torchrun)
-    rows = numbers(whole)
-    assert [row["step"] for row in rows if row["epoch"]] == [str(i) for i in range(1, 11)]
-    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
-    states = last["random_state"]
-    assert len(states) == 2
-    assert not torch.equal(states[0]["torch"], states[1]["torch"])  # each its own dropout
-    again = tmp_path / "again"
-    shutil.copytree(whole, again)
-    (again / "status.json").unlink()
-    shutil.copy(again / "checkpoints" / "step-00000004.ckpt", again / "checkpoints" / "last.ckpt")
-    # Lightning starts the second rank itself: the run remembers on how many it was started.
-    on_two_ranks(again, "--resume", str(again), torchrun=torchrun)
-    assert numbers(again) == rows
-    resumed = torch.load(again / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    assert all(torch.equal(v, resumed[k]) for k, v in last["state_dict"].items())
-    (again / "status.json").unlink()
-    with pytest.raises(ValueError, match="divide the 2 batches.*got 3; use 1 or 2$"):
-        resume(again, devices=3)
-
-
-@pytest.mark.slow
-def test_two_ranks_make_one_update_of_both_their_batches(
-    corpus_folder: Path, tiny_recipe: Callable[..., Any], tmp_path: Path
-) -> None:
-    changes = {"train_max_steps": 3, "train_val_every": 3, "model_dropout": 0, "train_seed": 3}
-    settings = [word for setting in tiny_settings(**changes) for word in ("--set", setting)]
-    run = tmp_path / "run"
-    words = ["--recipe", "envi", "--data", str(corpus_folder), "--out", str(run), *settings]
-    on_two_ranks(run, *words, "--devices", "2", "--strategy", "ddp")
-    recipe = tiny_recipe(**changes)
-    batches = [first_batches(recipe, 2, rank, world=2)[0] for rank in (0, 1)]
-    assert_first_update_is_of(numbers(run)[0] | {"run": str(run)}, recipe, batches)
 
 
 def test_fewer_pairs_than_ranks_is_said_before_anything_is_made(

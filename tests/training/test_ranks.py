@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_TEXT, tiny_settings
 from forked import on_ranks
-from test_loop import numbers
+from test_resume import rows
 
 from normtrain.errors import UserError
 from normtrain.files import read_plain
@@ -54,7 +54,7 @@ def all_well(jobs: list[dict[str, Any]], folder: Path) -> None:
 
 
 def losses(run: Path) -> list[float]:
-    return [float(row["train_loss"]) for row in numbers(run) if row["train_loss"]]
+    return [float(row["train_loss"]) for row in rows(run) if row["train_loss"]]
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,10 @@ def test_two_ranks_lose_what_one_process_loses_on_the_same_batches(
     assert losses(shared / f"{recipe}-fsdp2-{norm}") == pytest.approx(expected, rel=1e-6)
     score = {"lm": "val_perplexity", "envi": "val_bleu"}[recipe]
     for strategy in ("ddp", "fsdp2"):
-        row = numbers(shared / f"{recipe}-{strategy}-{norm}")[-1]
-        assert float(row["val_loss"]) == pytest.approx(
-            float(numbers(one)[-1]["val_loss"]), rel=1e-6
-        )
-        assert float(row[score]) == pytest.approx(float(numbers(one)[-1][score]), rel=1e-5)
-        assert row["tokens"] == numbers(one)[-1]["tokens"]
+        row = rows(shared / f"{recipe}-{strategy}-{norm}")[-1]
+        assert float(row["val_loss"]) == pytest.approx(float(rows(one)[-1]["val_loss"]), rel=1e-6)
+        assert float(row[score]) == pytest.approx(float(rows(one)[-1][score]), rel=1e-5)
+        assert row["tokens"] == rows(one)[-1]["tokens"]
 
 
 def test_sharded_checkpoints_are_put_together(shared: Path, tmp_path: Path) -> None:
@@ -208,9 +206,9 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
             expected[again] = (run, ranks)
     all_well(jobs, tmp_path)
     for again, (run, ranks) in expected.items():
-        assert [r["tokens"] for r in numbers(again)] == [r["tokens"] for r in numbers(run)]
+        assert [r["tokens"] for r in rows(again)] == [r["tokens"] for r in rows(run)]
         if ranks == 2:
-            assert numbers(again) == numbers(run)
+            assert rows(again) == rows(run)
             theirs = weights_of(again)
             assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())
             damaged = "resuming from step-00000004.ckpt" in Path(f"{again}.log.0").read_text()
@@ -230,7 +228,7 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
     words = ["fit", "--resume", str(again), "--strategy", "ddp"]
     all_well([job(2, again, words)], tmp_path)
     assert losses(again) == pytest.approx(losses(one), rel=1e-6)
-    assert [r["tokens"] for r in numbers(again)] == [r["tokens"] for r in numbers(one)]
+    assert [r["tokens"] for r in rows(again)] == [r["tokens"] for r in rows(one)]
 
 
 def test_slurm_starts_the_ranks(text_folder: Path, shared: Path, tmp_path: Path) -> None:
@@ -317,16 +315,18 @@ def test_two_ranks_fine_tune_a_language_model_and_resume(
     changes = {"train_max_steps": 10, "model_dropout": 0.2}
     words = [*fit_words("lm", text_folder, run, "ddp", **changes), "--init-from", str(begun)]
     all_well([job(2, run, [*words, "--norm", "rmsnorm"])], tmp_path)
-    rows = numbers(run)
-    assert [row["step"] for row in rows if row["epoch"]] == [str(i) for i in range(1, 11)]
-    assert rows[0]["tokens"] == "128"  # 64 of each rank
+    whole_rows = rows(run)
+    assert [row["step"] for row in whole_rows if row["epoch"]] == [str(i) for i in range(1, 11)]
+    assert whole_rows[0]["tokens"] == "128"  # 64 of each rank
     last = read_checkpoint(run / "checkpoints" / "last.ckpt")
     assert last.raw["normtrain"]["init"]["from"] == "begun"
+    first, second = (state["torch"] for state in last.raw["random_state"])
+    assert not torch.equal(first, second)  # each rank has dropout of its own
     # Every window of the validation split counts once, whichever rank had it.
     whole = evaluate(run / "checkpoints" / "last.ckpt", split="valid")
-    assert float(rows[-1]["val_loss"]) == pytest.approx(whole["loss"], rel=1e-6)
+    assert float(whole_rows[-1]["val_loss"]) == pytest.approx(whole["loss"], rel=1e-6)
     shutil.rmtree(begun)
     all_well([job(2, stopped_at(run, 4, again), ["fit", "--resume", str(again)])], tmp_path)
-    assert numbers(again) == rows
+    assert rows(again) == whole_rows
     theirs = weights_of(again)
     assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())

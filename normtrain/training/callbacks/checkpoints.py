@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and writing them so that no kill leaves half a file."""
+"""Save a run's checkpoints atomically and remove old ones."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from normtrain.tasks.base import Metric
 
 
 def link(source: Path, name: Path) -> None:
-    """Give ``source`` a second name, replacing what had it.
+    """Give ``source`` a second name, replacing a file of that name.
 
-    A file that can't have two names is copied; a sharded checkpoint, which is a folder, gets a
-    symbolic link from the folder it lies in.
+    Makes a hard link, or a copy where the file system has none. A sharded checkpoint, which is a
+    folder, gets a symbolic link.
     """
     if source.is_dir():
         temporary = name.with_name(f".{name.name}.{os.getpid()}.tmp")
@@ -40,7 +40,7 @@ def link(source: Path, name: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, file or folder, so that a kill leaves none that is half there."""
+    """Remove a checkpoint, file or folder; a kill meanwhile leaves no partial one."""
     if path.is_dir() and not path.is_symlink():
         gone = path.with_name(f".{path.name.lstrip('.')}.{os.getpid()}.gone.tmp")
         with contextlib.suppress(OSError):
@@ -55,14 +55,14 @@ class RunCheckpoints(Checkpoint):
     """Numbered checkpoints, ``last.ckpt`` and ``best.ckpt``.
 
     A checkpoint of a step that is also validated is written after the validation, so that a
-    resumed run neither repeats nor misses it. A score that is no number is never best.
+    resumed run neither repeats nor misses it. A score that is NaN or Inf is never best.
 
     Args:
-        folder: where they go.
+        folder: the folder of checkpoints.
         section: returns for a model what makes its checkpoint self-contained,
             ``checkpoint["normtrain"]``.
-        every: optimizer steps between two.
-        keep: numbered ones kept; older ones go.
+        every: optimizer steps between two checkpoints.
+        keep: number of numbered checkpoints kept; older ones are removed.
         best: the metric of the best checkpoint.
         val_every: optimizer steps between two validations.
         max_steps: the run's last step, always saved.
@@ -88,11 +88,11 @@ class RunCheckpoints(Checkpoint):
         self.saved_step = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far and its step."""
+        """Return the best value so far and its step."""
         return {"best_value": self.best_value, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the best value up again."""
+        """Restore the best value."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict.get("best_step")
 
     def on_save_checkpoint(
@@ -104,11 +104,11 @@ class RunCheckpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A resumed run has its first step saved already."""
+        """Note the step that is saved already."""
         self.saved_step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put right what a kill between two files of one save has left."""
+        """Remove temporary files and repair ``best.ckpt`` after a kill during a save."""
         if not trainer.is_global_zero:
             return
         for part in self.folder.glob(".*.tmp"):
@@ -124,16 +124,16 @@ class RunCheckpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save when it is time, unless a validation of this very step comes first."""
+        """Save every ``every`` steps; a step that is validated is saved after its validation."""
         step = trainer.global_step
         due = step % self.every == 0 and step != self.saved_step
         if step >= self.max_steps:
-            trainer.should_stop = True  # makes Lightning validate the last step, whichever it is
+            trainer.should_stop = True  # makes Lightning validate the last step
         elif due and step % self.val_every:
             self.save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what was just validated; call it best if it is."""
+        """Save the validated step, as ``best.ckpt`` too if it is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = float(trainer.callback_metrics[self.best.column])
@@ -161,16 +161,16 @@ class RunCheckpoints(Checkpoint):
             link(path, self.folder / "last.ckpt")
             named = {(self.folder / name).resolve() for name in ("last.ckpt", "best.ckpt")}
             for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                # A file with a second name stays under that one; a folder has but one.
+                # A file keeps its data under its second name; a folder has only one name.
                 if old.is_file() or old.resolve() not in named:
                     remove(old)
         return path
 
     def _save_shards(self, trainer: pl.Trainer, path: Path) -> None:
-        """Every process writes its slice next to ``path``; then the folder gets its name.
+        """Let every rank write its shard into a temporary folder, then rename the folder.
 
         Raises:
-            RunError: a process could not write; no folder of that name is left.
+            RunError: a rank could not write; no folder of that name is left.
         """
         part = path.with_name(f".{path.name}.tmp")
         if trainer.is_global_zero:

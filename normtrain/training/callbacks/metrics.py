@@ -1,4 +1,4 @@
-"""``metrics.csv`` and the numbers in it: losses, scores, learning rate, tokens a second."""
+"""``metrics.csv`` and its numbers: losses, scores, learning rate, tokens per second."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
 
 
 class MetricsFile(Logger):
-    """A CSV file with one row a report, appended at once, cut back to a checkpoint on resume.
+    """A CSV file with one row per report, written at once and truncated on resume.
 
-    Floats are written so that reading them gives the same float back.
+    Floats are written unrounded.
 
     Args:
-        path: the file; made with its header where absent.
+        path: the file; created with its header if absent.
         metrics: of the task, besides the loss.
     """
 
@@ -49,27 +49,27 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the file's name."""
         return self.path.name
 
     @property
     def version(self) -> str:
-        """There is one file a run."""
+        """Return nothing: a run has one file."""
         return ""
 
     @rank_zero_only
     def cut(self, step: int) -> None:
-        """Forget every row after ``step``: they will come again.
+        """Remove the rows after ``step``, which the resumed run writes again.
 
         Raises:
-            ValueError: if the file is not one this class wrote.
+            UserError: the file was not written by this class.
         """
         kept = [row for row in read_metrics(self.path, self.columns) if int(row["step"]) <= step]
         write_text(self.path, self._text([self._header, *kept]))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append one row; names that are no column are left to the other loggers."""
+        """Append one row; names without a column are ignored."""
         row: dict[str, Any] = {
             "step": step,
             **{k: v for k, v in metrics.items() if k in self.columns},
@@ -81,13 +81,13 @@ class MetricsFile(Logger):
                 file.write(self._text([*header, row]))
         except OSError as error:
             raise RunError(
-                f"could not write {self.path}: {error.strerror}; free some space, then go on "
+                f"could not write {self.path}: {error.strerror}; free some space, then resume "
                 f"with --resume"
             ) from error
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The recipe lies beside the file; nothing to add."""
+        """Do nothing: the run folder has the recipe."""
 
     @property
     def _header(self) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def read_metrics(path: Path, expected: Sequence[str] | None = None) -> list[dict
 class Recorder(pl.Callback):
     """Reports the training loss every ``log_every`` steps and each validation to all loggers.
 
-    Tokens a second counts real target tokens of all ranks over training time, validation and
-    saving left out.
+    Tokens per second counts target tokens without padding, of all ranks, over the training time
+    without validation and saving.
 
     Args:
         log_every: optimizer steps between two reports.
@@ -142,7 +142,7 @@ class Recorder(pl.Callback):
         self.last: dict[str, float] = {}
         self.tokens_total, self.seconds_total = 0, 0.0
         self._losses: list[Tensor] = []
-        # Counted where the batch lies: reading it every step would make a GPU wait.
+        # Kept on the device: reading it at every step would make a GPU wait.
         self._waiting: Tensor | None = None
         self._tokens, self._seconds, self._started = 0, 0.0, 0.0
 
@@ -152,7 +152,7 @@ class Recorder(pl.Callback):
         """Store the totals so far.
 
         Raises:
-            RunError: if the newest loss or gradient is no number: such weights are never saved.
+            RunError: the latest loss or gradient is NaN or Inf; such weights are never saved.
         """
         if self._losses:
             self._loss(trainer, pl_module)
@@ -162,7 +162,7 @@ class Recorder(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on counting."""
+        """Restore the totals."""
         totals = checkpoint["totals"]
         self.tokens_total, self.seconds_total = totals["tokens"], totals["seconds"]
 
@@ -178,7 +178,7 @@ class Recorder(pl.Callback):
         batch: dict[str, Tensor],
         batch_idx: int,
     ) -> None:
-        """Count tokens; report when it is time."""
+        """Count tokens; report every ``log_every`` steps."""
         self._losses.append(outputs["loss"].detach())
         del self._losses[: -self.accumulate]
         tokens = pl_module.count_targets(batch)
@@ -206,8 +206,8 @@ class Recorder(pl.Callback):
             logger.log_metrics(self.last, step)
 
     def _loss(self, trainer: pl.Trainer, pl_module: Any) -> float:
-        # Lightning divides the loss it hands out by the number of accumulated batches. Summed over
-        # the ranks before it is scaled, it is to the bit what one process adds up.
+        # Lightning divides the loss by the number of accumulated batches. Summed over ranks before
+        # it is scaled, it is bitwise identical to the sum of one process.
         total = sum(self._losses[1:], self._losses[0])
         loss = float(trainer.strategy.reduce(total, reduce_op="mean") * pl_module.step_scale)
         for name, value in (("loss", loss), ("gradient", float(pl_module.gradient_norm))):
@@ -219,7 +219,7 @@ class Recorder(pl.Callback):
         return loss
 
     def _count(self, trainer: pl.Trainer) -> None:
-        """Add up what was waiting: tokens over all ranks, and time."""
+        """Add the tokens of all ranks and the time since the last count."""
         now = time.perf_counter()
         self._seconds += now - self._started
         self.seconds_total += now - self._started

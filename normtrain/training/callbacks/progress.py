@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a run: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from normtrain.training.callbacks.metrics import Recorder
 
 
 def clock(seconds: float) -> str:
-    """``75`` as ``1:15``, ``3675`` as ``1:01:15``."""
+    """Format seconds: 75 as ``1:15``, 3675 as ``1:01:15``."""
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class ShowProgress(pl.Callback):
-    """Steps done, loss, tokens a second, time left; after a validation what it found.
+    """Shows steps, loss, tokens per second and time left, and the result of each validation.
 
     Args:
         max_steps: the run's last step.
-        recorder: knows the latest numbers.
-        known: the task, which knows how its metrics are logged.
+        recorder: has the latest numbers.
+        known: the task, which has the formats of its metrics.
     """
 
     def __init__(self, max_steps: int, recorder: Recorder, known: Task) -> None:
@@ -54,7 +54,7 @@ class ShowProgress(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar; without one, print a line at each report."""
+        """Update the bar; without one, log a line at every tenth report."""
         step = trainer.global_step
         if not trainer.is_global_zero or step == self._shown:
             return
@@ -80,7 +80,7 @@ class ShowProgress(pl.Callback):
         return spent / max(1, step - first_step) * (self.max_steps - step)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Print what the validation found."""
+        """Log the result of the validation."""
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
         found = [self.known.metric(name).log.format(value)

@@ -1,4 +1,4 @@
-"""Random state in checkpoints, so that dropout after a resume is the dropout of the whole run."""
+"""Save and restore the random state of every rank, so that dropout resumes bit-exactly."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def _restore(state: dict[str, Any]) -> None:
 
 
 def check_state(state: dict[str, Any]) -> None:
-    """Put a saved state into generators of its own, to see that it is one.
+    """Check a saved state by loading it into new generators.
 
     Raises:
-        Exception: it is none; which kind depends on what is wrong with it.
+        Exception: the state is invalid; the type depends on the reason.
     """
     torch.Generator().set_state(state["torch"])
     version, words, gauss = state["python"]
@@ -50,13 +50,13 @@ def check_state(state: dict[str, Any]) -> None:
 
 
 class RandomState(pl.Callback):
-    """Saves every rank's generators and puts them back just before the next training batch.
+    """Saves every rank's generators and restores them before the next training batch.
 
-    Lightning itself saves none. Restoring waits for the first batch because building loaders and
-    optimizers in between draws numbers too.
+    Lightning saves none. They are restored at the first batch because building loaders and
+    optimizers before it draws random numbers.
 
     Attributes:
-        begun: whether a batch has been trained on; till then an error may be the checkpoint's.
+        begun: whether a batch was trained; before that an error may come from the checkpoint.
     """
 
     def __init__(self) -> None:
@@ -67,13 +67,13 @@ class RandomState(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Store one state a rank, in rank order."""
+        """Store one state per rank, in rank order."""
         checkpoint["random_state"] = all_gather(_state())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember this rank's state; a run on another number of ranks begins new ones."""
+        """Keep this rank's state; a run on another number of ranks starts new ones."""
         states = checkpoint.get("random_state") or []
         if len(states) == trainer.world_size:
             self._waiting = states[trainer.global_rank]
@@ -81,10 +81,10 @@ class RandomState(pl.Callback):
             self._begun_at = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give every further rank numbers of its own; all were seeded alike to build one model.
+        """Seed every rank but the first anew; all had one seed to build the same model.
 
-        So it is with every rank where a checkpoint has no state for it, lest the numbers be those
-        of the first steps again.
+        Seed all ranks, with the step too, if the checkpoint has no state for them: the stream of
+        the first steps must not repeat.
         """
         if self._waiting is None and (trainer.global_rank or self._begun_at):
             parts = [torch.initial_seed() % 2**63, trainer.global_rank]
@@ -94,11 +94,11 @@ class RandomState(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the remembered state back, once."""
+        """Restore the state, once."""
         if self._waiting is not None:
             _restore(self._waiting)
             self._waiting = None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note that everything which a checkpoint holds has been taken up."""
+        """Note that the state of the checkpoint was restored without an error."""
         self.begun = True
