@@ -1,1 +1,1 @@
-"""Benchmarks that a user can run on his own machine."""
+"""Benchmarks of the norms on the computer they run on."""

@@ -1,8 +1,8 @@
-"""What a norm costs: time, bandwidth and share of a memory copy, beside others' implementations.
+"""Measure norms: time, bandwidth and share of a memory copy, beside other implementations.
 
-Every arm of a shape and dtype is timed in turn, round after round, so that a machine that slows
-down meanwhile slows all of them; reported are medians and the middle half of the rounds. Bytes are
-those that no implementation can avoid: 2 passes over the tensor in a forward, 3 in a backward.
+All arms (implementations) of a shape and dtype are timed in turn in every round, so that a slowdown
+of the computer affects all of them; reported are medians and quartiles over the rounds. Bytes are
+those no implementation can avoid: 2 passes over the tensor in a forward, 3 in a backward.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Settings:
         backends: names of `normtrain.kernels.choice.BACKENDS`.
         dtypes: keys of `DTYPES`.
         shapes: (rows, dim) each.
-        rounds: how many times each arm is timed.
-        seconds: how long one timing takes at least.
+        rounds: number of timings per arm.
+        seconds: minimum duration of a timing.
         device: ``"cpu"`` or ``"cuda"``.
         inductor: also compile the norms with `torch.compile`.
     """
@@ -62,21 +62,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One arm's result at one shape and dtype; times in seconds, bandwidths in bytes a second.
+class Result:
+    """One arm's result at one shape and dtype; times in seconds, bandwidths in bytes per second.
 
     Attributes:
         arm: ``"rmsnorm (native)"``, ``"F.layer_norm"``, ``"copy"``, …
-        rows: of the input.
-        dim: its last axis.
+        rows: number of input vectors.
+        dim: number of features.
         dtype: of input and parameters.
-        forward: the median, and the quarters below and above.
+        forward: median, lower and upper quartile.
         both: the same of forward and backward together; None for the copy.
-        bandwidth: 2 passes over the tensor in the forward's time.
-        of_copy: the copy's time over the forward's.
-        of_copy_both: 5/2 of the copy's time over that of both.
-        to_layer_norm: the median over rounds of the ratio to ``F.layer_norm``, both directions.
-        operations: what torch dispatched, forward and backward.
+        bandwidth: bytes of 2 passes over the tensor divided by the forward's time.
+        of_copy: the copy's time divided by the forward's.
+        of_copy_both: 5/2 of the copy's time divided by that of forward and backward.
+        to_layer_norm: median over rounds of the ratio to ``F.layer_norm``, forward and backward.
+        operations: names of what torch dispatched, forward and backward.
     """
 
     arm: str
@@ -94,12 +94,12 @@ class Row:
 
 @dataclass
 class Arm:
-    """Something to time.
+    """An implementation to time.
 
     Attributes:
         call: the norm.
-        parameters: what gradients are also wanted of.
-        backend: the backend in force meanwhile; None leaves it.
+        parameters: tensors whose gradients are computed besides that of the input.
+        backend: the backend to use; None for the default.
     """
 
     call: Call
@@ -108,14 +108,14 @@ class Arm:
 
 
 def what_runs(name: str) -> str:
-    """The backend that runs a norm on this machine's CPU, and on its GPU where there is one."""
+    """Return the backend that runs a norm on this CPU, and on the GPU if there is one."""
     found = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         x = torch.randn(4, 64, device=device, requires_grad=True)
         try:
             norm = build_norm(name, 64, device=device)
             by = active_backend(norm, x)
-        except UserError:  # a backend was asked for that there isn't
+        except UserError:  # the requested backend is not supported
             raise
         except Exception as error:
             by = f"unknown ({type(error).__name__}: {error})"
@@ -132,17 +132,17 @@ def settings(
     shapes: tuple[str, ...],
     **others: Any,
 ) -> Settings:
-    """Check a user's words.
+    """Check the options of ``normtrain bench norms``.
 
     Args:
         norms: spec strings; all registered norms by default.
-        backends: names; by default plain, aten and what fused kernels are at hand.
+        backends: names; by default aten and the fused kernels supported here.
         dtypes: names; float32 and bfloat16 by default.
-        shapes: ``"4096x256"``, …; the documented four by default.
+        shapes: such as ``"4096x256"``; `SHAPES` by default.
         others: further fields of `Settings`.
 
     Raises:
-        UserError: a norm, backend, dtype or shape that does not exist or can't run here.
+        UserError: a norm, backend, dtype or shape is unknown or not supported here.
     """
     specs = norms or tuple(name for name in norm_names() if name != "none")
     try:
@@ -153,7 +153,7 @@ def settings(
         raise UserError(str(error)) from error
     for dtype in dtypes:
         if dtype not in DTYPES:
-            raise UserError(f"a dtype is one of {', '.join(DTYPES)}, not {dtype!r}")
+            raise UserError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     names_of_dtypes = dtypes or ("float32", "bfloat16")
     sizes = tuple(_shape(text) for text in shapes) or SHAPES
     fused = ("native", "triton")
@@ -161,21 +161,21 @@ def settings(
     names = tuple(choice.check_backend(name, "backend") for name in backends or ("aten", *usable))
     made = Settings(checked, names, names_of_dtypes, sizes, **others)
     if made.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device cuda needs a CUDA device; there is none")
+        raise UserError("device cuda needs a CUDA device, but none was found")
     return made
 
 
 def _shape(text: str) -> tuple[int, int]:
     rows, _, dim = text.partition("x")
     if not (rows.isdecimal() and dim.isdecimal() and int(rows) and int(dim)):
-        raise UserError(f"a shape is ROWSxDIM, such as 4096x256, not {text!r}")
+        raise UserError(f"shape must be ROWSxDIM, such as 4096x256, got {text!r}")
     return int(rows), int(dim)
 
 
 def _arms(wanted: Settings, dim: int, dtype: torch.dtype) -> dict[str, Arm]:
-    places: dict[str, Any] = {"device": wanted.device, "dtype": dtype}
-    weight = torch.ones(dim, **places).requires_grad_()
-    bias = torch.zeros(dim, **places).requires_grad_()
+    options: dict[str, Any] = {"device": wanted.device, "dtype": dtype}
+    weight = torch.ones(dim, **options).requires_grad_()
+    bias = torch.zeros(dim, **options).requires_grad_()
     arms = {
         LAYER_NORM: Arm(lambda x: functional.layer_norm(x, (dim,), weight, bias, EPS),
                         [weight, bias]),
@@ -184,7 +184,7 @@ def _arms(wanted: Settings, dim: int, dtype: torch.dtype) -> dict[str, Arm]:
     for name, made in _installed(dim, weight, bias, wanted.device).items():
         arms[name] = made
     for spec in wanted.norms:
-        norm: nn.Module = build_norm(spec, dim, **places)
+        norm: nn.Module = build_norm(spec, dim, **options)
         parameters = list(norm.parameters())
         for backend in wanted.backends:
             arms[f"{spec} ({backend})"] = Arm(norm, parameters, backend)
@@ -194,7 +194,7 @@ def _arms(wanted: Settings, dim: int, dtype: torch.dtype) -> dict[str, Arm]:
 
 
 def _installed(dim: int, weight: Tensor, bias: Tensor, device: str) -> dict[str, Arm]:
-    """Liger's and quack's norms, where they are installed; both need a GPU."""
+    """Return the norms of Liger and quack if they are installed; both need a GPU."""
     found: dict[str, Arm] = {}
     if device != "cuda":
         return found
@@ -214,7 +214,7 @@ def _installed(dim: int, weight: Tensor, bias: Tensor, device: str) -> dict[str,
 
 
 def _timed(step: Callable[[], object], seconds: float, device: str) -> float:
-    """Seconds a call, over as many calls as fill the time."""
+    """Return the seconds per call, over as many calls as fill the time."""
     synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
     synchronize()
     count, start = 0, time.perf_counter()
@@ -242,12 +242,12 @@ def _steps(arm: Arm, x: Tensor, grad: Tensor) -> tuple[Callable[[], object], Cal
     return forward, both
 
 
-def _in_force(arm: Arm) -> contextlib.AbstractContextManager[None]:
+def _use_backend(arm: Arm) -> contextlib.AbstractContextManager[None]:
     return kernels.use(arm.backend or "auto")
 
 
-def measure(wanted: Settings) -> Iterator[Row]:
-    """Time every arm at every shape and dtype, and hand out the rows of one after the other."""
+def measure(wanted: Settings) -> Iterator[Result]:
+    """Time every arm at every shape and dtype; yield the results one after the other."""
     generator = torch.Generator().manual_seed(1)
     for name in wanted.dtypes:
         for rows, dim in wanted.shapes:
@@ -259,16 +259,16 @@ def measure(wanted: Settings) -> Iterator[Row]:
             yield from _measured(wanted, name, x, grad)
 
 
-def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator[Row]:
+def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator[Result]:
     arms = _arms(wanted, x.shape[-1], x.dtype)
     steps: dict[str, tuple[Callable[[], object], Callable[[], object] | None]] = {}
     steps[COPY] = x.clone, None
-    told: dict[str, tuple[str, ...]] = {COPY: ("clone",)}
+    operations: dict[str, tuple[str, ...]] = {COPY: ("clone",)}
     for name, arm in arms.items():
-        with _in_force(arm):
+        with _use_backend(arm):
             forward, both = _steps(arm, x, grad)
             both()
-            told[name] = tuple(dict.fromkeys(dispatched_operations(both)))
+            operations[name] = tuple(dict.fromkeys(dispatched_operations(both)))
             steps[name] = forward, both
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(1)
@@ -278,17 +278,17 @@ def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator
             shuffle.shuffle(order)
             for name in order:
                 once, twice = steps[name]
-                with _in_force(arms[name]) if name in arms else contextlib.nullcontext():
+                with _use_backend(arms[name]) if name in arms else contextlib.nullcontext():
                     first = _timed(once, wanted.seconds, wanted.device)
                     second = _timed(twice, wanted.seconds, wanted.device) if twice else 0.0
                 found[name].append((first, second))
     finally:
         gc.enable()
     for name in steps:
-        yield _row(name, dtype, x, found, told[name])
+        yield _result(name, dtype, x, found, operations[name])
 
 
-def _quarters(values: list[float]) -> tuple[float, float, float]:
+def _quartiles(values: list[float]) -> tuple[float, float, float]:
     if len(values) < 4:
         middle = statistics.median(values)
         return middle, min(values), max(values)
@@ -296,32 +296,32 @@ def _quarters(values: list[float]) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def _row(
+def _result(
     name: str,
     dtype: str,
     x: Tensor,
     found: dict[str, list[tuple[float, float]]],
     operations: tuple[str, ...],
-) -> Row:
+) -> Result:
     def ratio(index: int, of: str) -> float:
-        """The median over rounds of this arm's time over another's."""
+        """Return the median over rounds of this arm's time divided by another's."""
         pairs = zip(found[name], found[of], strict=True)
-        return statistics.median(own[index] / theirs[index] for own, theirs in pairs)
+        return statistics.median(own[index] / other[index] for own, other in pairs)
 
     forward, both = zip(*found[name], strict=True)
     moved = 2 * x.numel() * x.element_size()
     copies = [5 / 2 * c[0] / own[1] for own, c in zip(found[name], found[COPY], strict=True)
               if own[1]]  # fmt: skip
-    return Row(
-        name, x.shape[0], x.shape[1], dtype, _quarters(list(forward)),
-        None if name == COPY else _quarters(list(both)), moved / statistics.median(forward),
+    return Result(
+        name, x.shape[0], x.shape[1], dtype, _quartiles(list(forward)),
+        None if name == COPY else _quartiles(list(both)), moved / statistics.median(forward),
         1 / ratio(0, COPY), statistics.median(copies) if copies else None,
         None if name == COPY else ratio(1, LAYER_NORM), operations,
     )  # fmt: skip
 
 
 def versions(device: str) -> dict[str, Any]:
-    """What the numbers depend on besides the code: versions, processor, threads."""
+    """Return what the results depend on besides the code: versions, processor, threads."""
     facts: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version()}
     for name in ("triton", "liger_kernel", "quack"):
         try:
@@ -342,6 +342,6 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def as_plain(row: Row) -> dict[str, Any]:
-    """A row in plain types, for JSON."""
-    return asdict(row)
+def as_plain(result: Result) -> dict[str, Any]:
+    """Return a result in plain types, for JSON."""
+    return asdict(result)

@@ -1,4 +1,4 @@
-"""``normtrain bench``: what norms cost on this machine."""
+"""``normtrain bench``: measure norms on this computer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from normtrain.cli.common import SETTINGS, debug_option
 @click.group(context_settings=SETTINGS)
 @debug_option
 def bench() -> None:
-    """Measure on this machine."""
+    """Measure on this computer."""
 
 
 @bench.command("norms")
@@ -22,18 +22,20 @@ def bench() -> None:
 @click.option("--dtype", "dtypes", multiple=True, help="Default: float32 and bfloat16.")
 @click.option("--shape", "shapes", multiple=True, help="ROWSxDIM. Default: the documented four.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU. Default: torch's.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's.")
 @click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=0.02,
     show_default=True,
-    help="Of one timing.",
+    help="Minimum duration of a timing.",
 )
-@click.option("--inductor/--no-inductor", default=True, help="Also what torch.compile makes.")
+@click.option(
+    "--inductor/--no-inductor", default=True, help="Also time the norms compiled by torch.compile."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the tables.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
+@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write a bar chart.")
 @debug_option
 def bench_norms(
     norms: tuple[str, ...],
@@ -48,9 +50,9 @@ def bench_norms(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Norms' time, bandwidth and share of a memory copy, against F.layer_norm and F.rms_norm.
+    """Measure norms' time, bandwidth and share of a memory copy, with F.layer_norm and F.rms_norm.
 
-    Arms are timed in turn, in every round; a cell has the median and the middle half of the rounds.
+    Arms are timed in turn in every round; cells show the median and the quartiles of the rounds.
     The last column names what torch ran. The C library is told to keep freed memory, as in fit.
     """
     import torch
@@ -63,15 +65,15 @@ def bench_norms(
     if threads is not None:
         torch.set_num_threads(threads)
     kept = keep_freed_memory()
-    rows = []
-    for row in measure.measure(wanted):
-        rows.append(row)
-        click.echo(f"{row.rows}×{row.dim} {row.dtype}: {row.arm}", err=True)
+    results = []
+    for result in measure.measure(wanted):
+        results.append(result)
+        click.echo(f"{result.rows}×{result.dim} {result.dtype}: {result.arm}", err=True)
     facts = measure.versions(device) | {"freed_memory_kept": kept, "rounds": rounds}
     if as_json:
-        click.echo(json.dumps({**facts, "rows": [measure.as_plain(row) for row in rows]}))
+        click.echo(json.dumps({**facts, "rows": [measure.as_plain(result) for result in results]}))
     else:
-        click.echo("\n".join(show.lines(rows)))
+        click.echo(show.tables(results))
         click.echo("\n" + ", ".join(f"{key}: {value}" for key, value in facts.items()))
     if plot is not None:
-        show.plot(rows, plot)
+        show.plot(results, plot)

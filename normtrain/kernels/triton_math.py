@@ -1,10 +1,10 @@
-"""What the Triton kernels have in common: the arithmetic of a tile of rows.
+"""Arithmetic of a tile of rows, shared by the Triton kernels.
 
-Tiles are float32 ``(rows, columns)``; what belongs to a row is ``(rows,)``. The kinds, and what
-they read and return, are those of `normtrain.kernels.rows`. A row is multiplied by `factor`, a
-power of two that is 1 unless the row is huge, ahead of everything; ``h`` is the normalized row.
-Centred kinds keep their mean in two parts, whose sum has more digits than float32: the rounding
-of the mean of a constant row would otherwise pass for a spread.
+Tiles are float32 ``(rows, columns)``; values of a row are ``(rows,)``. KIND is the kind of a row of
+`normtrain.kernels.table`. First of all a row is multiplied by `factor`, a power of two that is 1
+unless the row is huge; ``h`` is the normalized row. Centred kinds keep the mean in two parts, whose
+sum is more precise than float32: otherwise the rounding error of the mean of a constant row would
+look like a deviation.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import triton.language as tl
 _EXPONENT = tl.constexpr(0x7F800000)
 _ONE = tl.constexpr(127 << 23)
 _BIG = tl.constexpr(157 << 23)
-# Sums over rows not yet in range are taken of this share of them: 2^17 terms cannot overflow.
+# Rows not yet in range are multiplied by this before summing: 2^17 terms cannot overflow.
 _SHARE = tl.constexpr(2.0**-20)
 _ROUNDS = tl.constexpr(7)
 
 
 @triton.jit
 def centred(KIND: tl.constexpr) -> tl.tensor:
-    """Whether the kind subtracts a mean."""
+    """Return whether the kind subtracts a mean."""
     return KIND == "layer" or KIND == "detach" or KIND == "ada" or KIND == "l1"
 
 
 @triton.jit
 def row_factor(largest: tl.tensor) -> tl.tensor:
-    """The power of two that brings a row with this largest magnitude to at most 2^31; mostly 1."""
+    """Return the power of two that scales a row of this largest magnitude to at most 2^31."""
     excess = (largest.to(tl.int32, bitcast=True) & _EXPONENT) - _BIG
     return tl.where(excess > 0, _ONE - excess, _ONE).to(tl.float32, bitcast=True)
 
@@ -38,7 +38,7 @@ def row_factor(largest: tl.tensor) -> tl.tensor:
 def seen_largest(
     x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr
 ) -> tl.tensor:
-    """The largest magnitude in each row among the features that the statistic sees."""
+    """Return the largest magnitude in each row among the features in the statistic."""
     size = tl.abs(x)
     if SEEN < N:
         size = tl.where(columns < SEEN, size, 0.0)
@@ -47,13 +47,13 @@ def seen_largest(
 
 @triton.jit
 def share_sum(x: tl.tensor) -> tl.tensor:
-    """Row sums that no row overflows, for `whole_sum`."""
+    """Return row sums that cannot overflow, for `whole_sum`."""
     return tl.sum(x * _SHARE, 1)
 
 
 @triton.jit
 def whole_sum(total: tl.tensor, factor: tl.tensor) -> tl.tensor:
-    """The sum of ``x * factor`` from the `share_sum` of x."""
+    """Return the sum of ``x * factor`` from the `share_sum` of x."""
     return (total * factor) * (1.0 / _SHARE)
 
 
@@ -61,7 +61,7 @@ def whole_sum(total: tl.tensor, factor: tl.tensor) -> tl.tensor:
 def off_mean(
     x: tl.tensor, mask: tl.tensor, factor: tl.tensor, mean: tl.tensor, FULL: tl.constexpr
 ) -> tl.tensor:
-    """``x * factor - mean`` with zeros in the padding."""
+    """Return ``x * factor - mean`` with zeros in the padding."""
     off = x * factor[:, None] - mean[:, None]
     if not FULL:
         off = tl.where(mask, off, 0.0)
@@ -78,17 +78,17 @@ def row_scale(
     KIND: tl.constexpr,
     COUNT: tl.constexpr,
 ) -> tl.tensor:
-    """Each row's r from the sum of its squares (of its magnitudes for l1).
+    """Return each row's scale from the sum of its squares (magnitudes for l1).
 
     Args:
         square: sum of squares ``(rows,)``, of the deviations from the first part of the mean for
             the kinds with a variance.
         rest: the second part of the mean.
         dropped: the sum of the row, for crms.
-        eps: of the kind.
+        eps: as in `Scalars`.
         a: the constant of l1.
         KIND: the kind.
-        COUNT: what the sum is divided by.
+        COUNT: divisor of the sum.
     """
     if KIND == "crms":
         square = square + dropped * dropped
@@ -106,7 +106,7 @@ def row_scale(
 
 @triton.jit
 def tanh(z: tl.tensor) -> tl.tensor:
-    """Hyperbolic tangent to 3e-7 of its value: a polynomial near 0, else by the exponential."""
+    """Return tanh with a relative error of 3e-7: a polynomial near 0, else the exponential."""
     square = z * z
     p = square * -0.006555037499453542 + 0.021280073042452764
     p = p * square - 0.0539046844480002
@@ -128,7 +128,7 @@ def normalized(
     alpha: tl.tensor,
     KIND: tl.constexpr,
 ) -> tl.tensor:
-    """h of each feature: the centred or plain row times its scale, or tanh(alpha * x)."""
+    """Return h: the row, centred if the kind is, times its scale; or tanh(alpha * x)."""
     if KIND == "tanh":
         h = tanh(alpha * x)
     elif centred(KIND):
@@ -142,7 +142,7 @@ def normalized(
 def output(
     h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
 ) -> tl.tensor:
-    """y from h; weight and bias are tiles or None."""
+    """Return y from h; weight and bias are tiles or None."""
     y = h
     if KIND == "ada":
         y = (a * (1.0 - b * h)) * h
@@ -157,7 +157,7 @@ def output(
 def inner_gradient(
     g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
 ) -> tl.tensor:
-    """u, the gradient of h (AdaNorm's factor is a constant)."""
+    """Return u, the gradient of h (AdaNorm's factor is a constant)."""
     u = g
     if KIND == "ada":
         u = u * (a * (1.0 - b * h))
@@ -168,7 +168,7 @@ def inner_gradient(
 
 @triton.jit
 def carrier_sum(h: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
-    """The row sums of what `input_gradient` needs beside those of u: of h, or of its sign."""
+    """Return the row sums of h (of its sign for l1), for `input_gradient`."""
     carrier = h
     if KIND == "l1":
         carrier = _sign(h)
@@ -184,8 +184,8 @@ def _sign(h: tl.tensor) -> tl.tensor:
 def weighted_sum(
     u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr
 ) -> tl.tensor:
-    """Row sums of u * h over COUNT."""
-    # features outside the statistic may be so large that their plain sum overflows
+    """Return the row sums of u * h divided by COUNT."""
+    # features outside the statistic may be so large that their sum overflows
     share, whole = (1.0 / COUNT, 1.0) if PARTIAL else (1.0, 1.0 / COUNT)
     return tl.sum(u * (h * share), 1) * whole
 
@@ -207,9 +207,9 @@ def input_gradient(
     PULL: tl.constexpr,
     SHIFT: tl.constexpr,
 ) -> tl.tensor:
-    """dx of a norm from row sums: pull of u * h over the count, shift of u, tilt of the carrier.
+    """Return dx from row sums: pull of u * h over the count, shift of u, tilt of the carrier.
 
-    PULL says whether the statistic has a gradient, SHIFT whether the mean has one.
+    PULL: whether the statistic has a gradient; SHIFT: whether the mean has one.
     """
     d = u
     if PULL:
@@ -234,7 +234,7 @@ def input_gradient(
 def dropped_out(
     x: tl.tensor, columns: tl.tensor, seeds: tl.tensor, p: tl.tensor, keep_scale: tl.tensor
 ) -> tl.tensor:
-    """``x * keep_scale`` with probability 1 - p, else 0, as a row's seed and a column have it."""
+    """Return ``x * keep_scale`` with probability 1 - p, else 0, by row seed and column."""
     low = (seeds & 0xFFFFFFFF).to(tl.uint32)[:, None]
     high = ((seeds >> 32) & 0xFFFFFFFF).to(tl.uint32)[:, None]
     counter = columns.to(tl.uint32) + tl.zeros_like(low)

@@ -1,14 +1,13 @@
-"""Triton kernels for rows that fit into a program's registers; wider ones: `triton_wide`.
+"""Triton kernels for rows that fit into a program's registers; for longer ones `triton_wide`.
 
 ``X``, ``Y`` and the gradients are contiguous ``(rows, N)``; ``STATS`` is float32 ``(rows, C)`` with
-the columns r, factor, and then the two parts of the mean for the centred kinds, or for l2 whether
-the row is longer than eps. Optional pointers are None. With ``RESIDUAL`` the row that is normalized
-is ``dropout(x) + residual``, rounded to the dtype of ``TOTAL``, where it is kept.
+the columns of `FusedNorm.saved`. Optional pointers are None. With ``RESIDUAL``, the input of the
+norm is ``dropout(x) + residual``, rounded to the dtype of ``TOTAL``, where it is stored.
 
-The backward runs on a fixed number of programs. Each adds up the parameters' gradients of its rows
-in registers and leaves them as a row of ``PARTIALS`` (float32 ``(programs, width)``: the gradient
-of the weight, then of the bias, then of a scalar parameter, as far as there are such); `finalize`
-adds those rows in order. So the same call gives the same bits, without atomics.
+The backward runs on a fixed number of programs. Each sums the parameters' gradients of its rows in
+registers and stores them as a row of ``PARTIALS``, float32 ``(programs, width)``: the gradients of
+the weight, the bias and a scalar parameter, as far as they exist. `finalize` adds those rows in a
+fixed order, so results are bitwise identical every time, without atomics.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from normtrain.kernels.triton_math import (
 
 @triton.jit
 def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """Load as float32, zeros where masked out."""
+    """Load as float32, with zeros where masked."""
     return tl.load(POINTER + at, mask=mask, other=0.0).to(tl.float32)
 
 
@@ -44,7 +43,7 @@ def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
 def parameter(
     POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr
 ) -> tl.tensor:
-    """A parameter as a float32 tile ``(1, columns)``, a scalar, or None."""
+    """Load a parameter as a float32 tile ``(1, columns)`` or a scalar; None if there is none."""
     if POINTER is None:
         value = None
     elif SCALAR:
@@ -68,7 +67,7 @@ def row_input(
     p: tl.tensor,
     keep_scale: tl.tensor,
 ) -> tl.tensor:
-    """The tile to normalize; for the fused operation the sum, which is stored."""
+    """Load the tile to normalize; with a residual, compute and store the sum."""
     x = load_wide(X, at, mask)
     if RESIDUAL is not None:
         if SEEDS is not None:
@@ -93,7 +92,7 @@ def store_stats(
     KIND: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """Keep what the backward needs of each row."""
+    """Save the statistics of each row for the backward."""
     at, mask = STATS + row.to(tl.int64) * COLUMNS, row < rows
     tl.store(at, scale, mask=mask)
     tl.store(at + 1, factor, mask=mask)
@@ -101,7 +100,7 @@ def store_stats(
         tl.store(at + 2, mean, mask=mask)
         tl.store(at + 3, rest, mask=mask)
     if KIND == "l2":
-        # as computed in `row_scale`: at eps or below, the reciprocal is that of eps
+        # as in `row_scale`: for a length of eps or less, the scale is 1 / eps
         tl.store(at + 2, tl.where(scale < tl.div_rn(1.0, eps), 1.0, 0.0), mask=mask)
 
 
@@ -114,7 +113,7 @@ def load_stats(
     COLUMNS: tl.constexpr,
     RANGE: tl.constexpr,
 ) -> tl.tensor:
-    """r, factor, the two parts of the mean (for l2 the first is its flag), ``(rows,)`` each."""
+    """Load scale, factor and the two parts of the mean (for l2 its flag), ``(rows,)`` each."""
     scale = tl.zeros_like(row.to(tl.float32))
     factor, mean, rest = scale + 1.0, scale, scale
     if COLUMNS > 0:
@@ -143,7 +142,7 @@ def _tile_statistics(
     RANGE: tl.constexpr,
     FULL: tl.constexpr,
 ) -> tl.tensor:
-    """r, factor and the two parts of the mean of whole rows."""
+    """Compute scale, factor and the two parts of the mean of whole rows."""
     total = tl.zeros((x.shape[0],), tl.float32)
     factor = total + 1.0
     if centred(KIND) or KIND == "crms":
@@ -167,6 +166,29 @@ def _tile_statistics(
             c = tl.where(columns < SEEN, c, 0.0)
         square = tl.sum(c * c, 1)
     return row_scale(square, rest, total, eps, a, KIND, COUNT), factor, mean, rest
+
+
+@triton.jit
+def store_output(
+    Y: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    x: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    scale: tl.tensor,
+    alpha: tl.tensor,
+    weight: tl.tensor,
+    bias: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    KIND: tl.constexpr,
+) -> None:
+    """Compute and store y of a tile."""
+    h = normalized(x, factor, mean, rest, scale, alpha, KIND)
+    y = output(h, weight, bias, a, b, KIND)
+    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -196,8 +218,8 @@ def forward_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """One tile of ``BLOCK_M`` whole rows a program."""
-    # a compiler that passes Python numbers as float64 must not make the arithmetic float64
+    """Normalize a tile of ``BLOCK_M`` whole rows per program."""
+    # Python numbers may be passed as float64; the arithmetic is float32
     eps, a, b = tl.cast(eps, tl.float32), tl.cast(a, tl.float32), tl.cast(b, tl.float32)
     p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -213,10 +235,40 @@ def forward_rows(
             x, columns, inside, eps, a, KIND, N, SEEN, COUNT, RANGE, full
         )
         store_stats(STATS, row, rows, scale, factor, mean, rest, eps, KIND, COLUMNS)
+    weight, bias = parameter(WEIGHT, columns, N, SCALAR), parameter(BIAS, columns, N, False)
+    store_output(Y, at, mask, x, factor, mean, rest, scale, alpha, weight, bias, a, b, KIND)
+
+
+@triton.jit
+def load_gradients(
+    X: tl.tensor,
+    GRAD: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    inside: tl.tensor,
+    scale: tl.tensor,
+    factor: tl.tensor,
+    mean: tl.tensor,
+    rest: tl.tensor,
+    alpha: tl.tensor,
+    weight: tl.tensor,
+    a: tl.tensor,
+    b: tl.tensor,
+    KIND: tl.constexpr,
+    FULL: tl.constexpr,
+) -> tl.tensor:
+    """Load x and g, the gradient of y; compute h and u, the gradient of h (of alpha * x for tanh).
+
+    ``inside`` masks the padding of h, unless FULL.
+    """
+    x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
     h = normalized(x, factor, mean, rest, scale, alpha, KIND)
-    weight = parameter(WEIGHT, columns, N, SCALAR)
-    y = output(h, weight, parameter(BIAS, columns, N, False), a, b, KIND)
-    tl.store(Y + at, y.to(Y.dtype.element_ty), mask=mask)
+    if not FULL:
+        h = tl.where(inside, h, 0.0)
+    u = inner_gradient(g, h, weight, a, b, KIND)
+    if KIND == "tanh":
+        u = u * (1.0 - h * h)
+    return x, g, h, u
 
 
 @triton.jit
@@ -234,7 +286,7 @@ def store_input_gradient(
     p: tl.tensor,
     keep_scale: tl.tensor,
 ) -> None:
-    """Store dx; for the fused operation with the sum's own gradient, and the branch's beside it."""
+    """Store dx; with a residual, add the gradient of the sum and store that of the branch too."""
     if GRAD_TOTAL is not None:
         d = d + load_wide(GRAD_TOTAL, at, mask)
     tl.store(DX + at, d.to(DX.dtype.element_ty), mask=mask)
@@ -256,7 +308,7 @@ def row_sums(
     PULL: tl.constexpr,
     SHIFT: tl.constexpr,
 ) -> tl.tensor:
-    """pull, shift and tilt of `input_gradient`, of a tile."""
+    """Compute pull, shift and tilt of `input_gradient` for a tile."""
     zero = tl.zeros_like(flag)
     pull = weighted_sum(u, h, COUNT, SEEN < N) if PULL else zero
     if KIND == "l2":
@@ -264,6 +316,24 @@ def row_sums(
     shift = tl.sum(u, 1) if SHIFT else zero
     tilt = carrier_sum(h, KIND) if KIND == "crms" or KIND == "l1" else zero
     return pull, shift, tilt
+
+
+@triton.jit
+def store_partials(
+    own: tl.tensor,
+    column: tl.tensor,
+    dw: tl.tensor,
+    db: tl.tensor,
+    N: tl.constexpr,
+    HAS_DW: tl.constexpr,
+    HAS_DB: tl.constexpr,
+) -> None:
+    """Store a program's sums for the gradients of weight and bias in its row ``own``."""
+    if HAS_DW:
+        tl.store(own + column, tl.sum(dw, 0), mask=column < N)
+    if HAS_DB:
+        offset: tl.constexpr = N if HAS_DW else 0
+        tl.store(own + offset + column, tl.sum(db, 0), mask=column < N)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -299,7 +369,7 @@ def backward_rows(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """Every `num_programs`-th tile of rows: dx, and the program's share of the parameters'."""
+    """Compute dx of every `num_programs`-th tile, and partial gradients of the parameters."""
     a, b = tl.cast(a, tl.float32), tl.cast(b, tl.float32)
     p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     columns = tl.arange(0, BLOCK_N)[None, :]
@@ -313,14 +383,12 @@ def backward_rows(
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
         at = row.to(tl.int64)[:, None] * N + columns
         mask = (row < rows)[:, None] & (columns < N)
-        x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
         scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, COLUMNS, RANGE)
-        h = normalized(x, factor, mean, rest, scale, alpha, KIND)
-        if N != BLOCK_N:
-            h = tl.where(columns < N, h, 0.0)
-        u = inner_gradient(g, h, weight, a, b, KIND)
+        x, g, h, u = load_gradients(
+            X, GRAD, at, mask, columns < N, scale, factor, mean, rest, alpha, weight, a, b,
+            KIND, N == BLOCK_N,
+        )  # fmt: skip
         if KIND == "tanh":
-            u = u * (1.0 - h * h)
             d = u * alpha
             ds += tl.sum(u * x, 1)
         else:
@@ -339,12 +407,7 @@ def backward_rows(
         )
     if WIDTH > 0:
         own = PARTIALS + tl.program_id(0) * WIDTH
-        column = tl.arange(0, BLOCK_N)
-        if HAS_DW:
-            tl.store(own + column, tl.sum(dw, 0), mask=column < N)
-        if HAS_DB:
-            offset: tl.constexpr = N if HAS_DW else 0
-            tl.store(own + offset + column, tl.sum(db, 0), mask=column < N)
+        store_partials(own, tl.arange(0, BLOCK_N), dw, db, N, HAS_DW, HAS_DB)
         if SCALAR or KIND == "tanh":
             tl.store(own + WIDTH - 1, tl.sum(ds, 0))
 
@@ -361,7 +424,7 @@ def finalize(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ) -> None:
-    """Add the partial rows, and store each gradient in its parameter's dtype."""
+    """Sum the partial rows, and store each gradient in the dtype of its parameter."""
     column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     for start in range(0, programs, BLOCK_P):

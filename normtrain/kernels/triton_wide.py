@@ -1,8 +1,8 @@
-"""Triton kernels for rows too long for a program's registers: they are read block by block.
+"""Triton kernels for rows too long for a program's registers, which are read in blocks.
 
-Pointers and arguments are those of `triton_rows`. A row is read again for every sum that needs an
-earlier one, mostly from the cache. The parameters' gradients have a kernel of their own here, since
-their sums over rows would not fit either.
+Pointers and arguments are those of `triton_rows`. A row is read again for every sum that depends on
+an earlier one, mostly from the cache. The parameters' gradients have a separate kernel here, since
+their sums over rows would not fit into registers either.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import triton.language as tl
 
 from normtrain.kernels.triton_math import (
     centred,
-    inner_gradient,
     input_gradient,
     normalized,
     off_mean,
-    output,
     row_factor,
     row_scale,
     seen_largest,
@@ -24,12 +22,15 @@ from normtrain.kernels.triton_math import (
     whole_sum,
 )
 from normtrain.kernels.triton_rows import (
+    load_gradients,
     load_stats,
     load_wide,
     parameter,
     row_input,
     row_sums,
     store_input_gradient,
+    store_output,
+    store_partials,
     store_stats,
 )
 
@@ -46,7 +47,7 @@ def _second_sums(
     SEEN: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """Sums over a row of its deviations and of their squares, for l1 with `rest` of magnitudes."""
+    """Sum the deviations of a row and their squares (for l1 magnitudes about `rest`)."""
     plain, square = tl.zeros_like(mean), tl.zeros_like(mean)
     for start in range(0, SEEN, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)[None, :]
@@ -76,7 +77,7 @@ def _wide_statistics(
     RANGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """r, factor and the two parts of the mean of a row, from its largest magnitude and its sum."""
+    """Compute scale, factor and the mean of a row from its largest magnitude and its sum."""
     factor = tl.zeros_like(total) + 1.0
     if RANGE:
         factor = row_factor(largest)
@@ -118,7 +119,7 @@ def forward_wide(
     SCALAR: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """One row a program."""
+    """Normalize one row per program."""
     eps, a, b = tl.cast(eps, tl.float32), tl.cast(a, tl.float32), tl.cast(b, tl.float32)
     p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     row = tl.program_id(0) + tl.arange(0, 1)
@@ -133,7 +134,7 @@ def forward_wide(
             total += share_sum(x)
     source = X
     if RESIDUAL is not None:
-        # the sum just stored is read again, perhaps by other threads
+        # the sum just stored is read again, possibly by other threads
         tl.debug_barrier()
         source = TOTAL
     scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, 0, RANGE)
@@ -145,12 +146,10 @@ def forward_wide(
         store_stats(STATS, row, rows, scale, factor, mean, rest, eps, KIND, COLUMNS)
     for start in range(0, N, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)[None, :]
-        mask = columns < N
-        x = load_wide(source, base + columns, mask)
-        h = normalized(x, factor, mean, rest, scale, alpha, KIND)
-        weight = parameter(WEIGHT, columns, N, SCALAR)
-        y = output(h, weight, parameter(BIAS, columns, N, False), a, b, KIND)
-        tl.store(Y + base + columns, y.to(Y.dtype.element_ty), mask=mask)
+        at, mask = base + columns, columns < N
+        x = load_wide(source, at, mask)
+        weight, bias = parameter(WEIGHT, columns, N, SCALAR), parameter(BIAS, columns, N, False)
+        store_output(Y, at, mask, x, factor, mean, rest, scale, alpha, weight, bias, a, b, KIND)
 
 
 @triton.jit
@@ -175,18 +174,19 @@ def _wide_row_sums(
     SCALAR: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> tl.tensor:
-    """pull, shift and tilt of a row, and its share of a scalar parameter's gradient."""
+    """Compute pull, shift and tilt of a row, and its term of a scalar parameter's gradient."""
     zero = tl.zeros_like(scale)
     pull, shift, tilt, ds = zero, zero, zero, zero
     for start in range(0, N, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)[None, :]
         mask = columns < N
         at = row.to(tl.int64)[:, None] * N + columns
-        x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
-        h = tl.where(mask, normalized(x, factor, mean, rest, scale, alpha, KIND), 0.0)
-        u = inner_gradient(g, h, parameter(WEIGHT, columns, N, SCALAR), a, b, KIND)
+        x, g, h, u = load_gradients(
+            X, GRAD, at, mask, mask, scale, factor, mean, rest, alpha,
+            parameter(WEIGHT, columns, N, SCALAR), a, b, KIND, False,
+        )  # fmt: skip
         if KIND == "tanh":
-            ds += tl.sum(u * (1.0 - h * h) * x, 1)
+            ds += tl.sum(u * x, 1)
         else:
             more = row_sums(u, h, mean, KIND, N, SEEN, COUNT, PULL, SHIFT)
             pull, shift, tilt = pull + more[0], shift + more[1], tilt + more[2]
@@ -224,7 +224,7 @@ def backward_wide(
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """Every `num_programs`-th row: dx, and the program's share of a scalar parameter's gradient."""
+    """Compute dx of every `num_programs`-th row, and the partial gradient of a scalar parameter."""
     a, b = tl.cast(a, tl.float32), tl.cast(b, tl.float32)
     p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     ds = tl.zeros((1,), tl.float32)
@@ -243,11 +243,12 @@ def backward_wide(
             columns = start + tl.arange(0, BLOCK_N)[None, :]
             mask = columns < N
             at = row.to(tl.int64)[:, None] * N + columns
-            x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
-            h = normalized(x, factor, mean, rest, scale, alpha, KIND)
-            u = inner_gradient(g, h, parameter(WEIGHT, columns, N, SCALAR), a, b, KIND)
+            _, _, h, u = load_gradients(
+                X, GRAD, at, mask, mask, scale, factor, mean, rest, alpha,
+                parameter(WEIGHT, columns, N, SCALAR), a, b, KIND, True,
+            )  # fmt: skip
             if KIND == "tanh":
-                d = u * (1.0 - h * h) * alpha
+                d = u * alpha
             else:
                 d = input_gradient(
                     u, h, columns, factor, scale, pull, shift, tilt, a, KIND, N, SEEN, PULL, SHIFT
@@ -277,7 +278,7 @@ def parameters_wide(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
-    """A block of columns in every `num_programs(1)`-th tile of rows: the shares of dw and db."""
+    """Sum dw and db of a block of columns over every `num_programs(1)`-th tile of rows."""
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = column[None, :]
     alpha = parameter(ALPHA, columns, N, True)
@@ -295,8 +296,4 @@ def parameters_wide(
         if HAS_DB:
             db += g
     own = PARTIALS + tl.program_id(1) * WIDTH
-    if HAS_DW:
-        tl.store(own + column, tl.sum(dw, 0), mask=column < N)
-    if HAS_DB:
-        offset: tl.constexpr = N if HAS_DW else 0
-        tl.store(own + offset + column, tl.sum(db, 0), mask=column < N)
+    store_partials(own, column, dw, db, N, HAS_DW, HAS_DB)
