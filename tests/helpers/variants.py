@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -75,3 +80,21 @@ def gradients(norm: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]
     leaves = {"x": leaf(x), **dict(norm.named_parameters())}
     results = torch.autograd.grad(norm(leaves["x"]), list(leaves.values()), upstream)
     return dict(zip(leaves, results, strict=True))
+
+
+def sampled(first: Sequence[Any], *others: Sequence[Any], each: int = 1) -> list[Any]:
+    """Return the product of axes as parameters, of which all but a sample are `slow`.
+
+    Each value of the first axis is tested with ``each`` combinations of the others, in rotation, so
+    that every value of every axis is tested with many of the first.
+    """
+    combinations = list(itertools.product(*others))
+    return [
+        pytest.param(
+            value,
+            *combination,
+            marks=() if (number - each * index) % len(combinations) < each else pytest.mark.slow,
+        )
+        for index, value in enumerate(first)
+        for number, combination in enumerate(combinations)
+    ]

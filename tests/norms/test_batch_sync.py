@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from normtrain.norms import batch
 from normtrain.norms.batch_swap import replace_batchnorm
 
+pytestmark = pytest.mark.extended
+
 WORLD = 2
 KINDS = ["L1BatchNorm", "LInfBatchNorm", "TopKBatchNorm"]
 # how the first axis is shared out; a rank may hold a single row, or none

@@ -16,9 +16,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from variants import NAMES, NO_EPS, SPECS, build, gradients, leaf, name_of, sharp
+from variants import NAMES, NO_EPS, SPECS, build, gradients, leaf, name_of, sampled, sharp
 
 from normtrain.norms import build_norm
+
+pytestmark = pytest.mark.extended
 
 LOW = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = [1, 2, 3, 7, 64]
@@ -161,9 +163,9 @@ TINY_EPS = [
 ]
 
 
-@pytest.mark.parametrize("path", ["autograd", "func"])
-@pytest.mark.parametrize("dtype", LOW)
-@pytest.mark.parametrize("spec", SPECS + TINY_EPS)
+@pytest.mark.parametrize(
+    ("spec", "dtype", "path"), sampled(SPECS + TINY_EPS, LOW, ["autograd", "func"], each=2)
+)
 def test_extreme_rows(spec: str, dtype: torch.dtype, path: str) -> None:
     for dim in WIDTHS:
         norm, x = build(spec, dim, torch.float32), extreme_rows(dtype, dim)
@@ -210,7 +212,7 @@ def any_row(draw: st.DrawFn, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("dtype", LOW)
 @pytest.mark.parametrize("name", NAMES)
 def test_any_bits(name: str, dtype: torch.dtype) -> None:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(x=any_row(dtype), path=st.sampled_from(["autograd", "func"]))
     def run(x: Tensor, path: str) -> None:
         norm = build(name, x.shape[-1], dtype)
@@ -228,8 +230,7 @@ def outcome(spec: str, norm: nn.Module, dim: int) -> Tensor:
     return bias
 
 
-@pytest.mark.parametrize("dim", [1, 2, 7])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "dim"), sampled(SPECS, [1, 2, 7]))
 def test_rows_of_zeros_give_the_bias(spec: str, dim: int) -> None:
     for dtype, zero in itertools.product([*LOW, torch.float64], (0.0, -0.0)):
         norm = build(spec, dim, dtype).to(torch.promote_types(dtype, torch.float32))
@@ -242,18 +243,22 @@ def test_rows_of_zeros_give_the_bias(spec: str, dim: int) -> None:
 CENTRING = ("adanorm", "detachnorm", "l1norm", "layernorm", "layernorm-simple", "linfnorm")
 
 
-@pytest.mark.parametrize("value", [3.0, 1e4, -1e4, 1e-4, -3e38])
-@pytest.mark.parametrize("dim", [1, 2, 7])
-@pytest.mark.parametrize("spec", [s for s in SPECS if name_of(s) in (*CENTRING, "topknorm")])
+@pytest.mark.parametrize(
+    ("spec", "dim", "value"),
+    sampled(
+        [s for s in SPECS if name_of(s) in (*CENTRING, "topknorm")],
+        [1, 2, 7],
+        [3.0, 1e4, -1e4, 1e-4, -3e38],
+        each=4,
+    ),
+)
 def test_constant_rows_give_the_bias(spec: str, dim: int, value: float) -> None:
     norm, x = build(spec, dim, torch.float32), torch.full((2, dim), value)
     torch.testing.assert_close(norm(x), outcome(spec, norm, dim).expand(2, dim), rtol=0, atol=1e-4)
     assert all(g.isfinite().all() for g in gradients(norm, x, torch.ones_like(x)).values())
 
 
-@pytest.mark.parametrize("scale", [1e4, 1e-4])
-@pytest.mark.parametrize("dim", [1, 3, 17])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "dim", "scale"), sampled(SPECS, [1, 3, 17], [1e4, 1e-4], each=2))
 def test_scales_and_odd_sizes(spec: str, dim: int, scale: float) -> None:
     norm, x, g = build(spec, dim, torch.float32), torch.randn(9, dim) * scale, torch.randn(9, dim)
     compare(norm, spec, x, g, "autograd")
@@ -275,8 +280,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "layout"), sampled(SPECS, list(LAYOUTS), each=3))
 def test_layouts(spec: str, layout: str) -> None:
     for dtype, near in ((torch.float64, 1e-9), (torch.float32, 2e-4), (torch.bfloat16, 2e-2)):
         norm = build(spec, 6, dtype)
@@ -298,8 +302,7 @@ def test_layouts(spec: str, layout: str) -> None:
         assert torch.equal(g, before[1])
 
 
-@pytest.mark.parametrize("shape", [(0, 6), (2, 0, 6), (0, 3, 1, 2, 6)])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "shape"), sampled(SPECS, [(0, 6), (2, 0, 6), (0, 3, 1, 2, 6)]))
 def test_empty_batches(spec: str, shape: tuple[int, ...]) -> None:
     norm = build(spec, 6, torch.float32)
     for dtype in LOW:

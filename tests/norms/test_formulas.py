@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from variants import sampled
 
 from normtrain.norms import NormSpec, build_norm, norm_info, norm_names
 from normtrain.norms.lp import L1_CONSTANT, linf_constant
@@ -167,9 +168,11 @@ def test_forward_and_gradients(spec: str, shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(norm(x), y.detach(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("own", [True, False], ids=["same-dtype", "float32-weights"])
-@pytest.mark.parametrize("spec", FORMULAS)
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("spec", "own", "dtype"),
+    sampled(list(FORMULAS), [True, False], [torch.float32, torch.bfloat16, torch.float16], each=3),
+)
 def test_low_precision(spec: str, own: bool, dtype: torch.dtype) -> None:
     """One rounding of the float64 result, no more: statistics are taken in float32."""
     norm = build_norm(spec, DIM, dtype=dtype if own else torch.float32)

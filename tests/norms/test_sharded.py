@@ -13,6 +13,8 @@ from variants import NAMES, SPECS, build, has_parameters
 
 from normtrain.norms import build_norm, norm_names
 
+pytestmark = pytest.mark.extended
+
 WORLD = 2
 DIM = 8
 SHAPES = {"even": (4, 6, DIM), "uneven": (3, 5, DIM), "empty": (1, 1, DIM)}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
-from variants import NAMES, SPECS, build, gradients, has_parameters, leaf, rows
+from variants import NAMES, SPECS, build, gradients, has_parameters, leaf, rows, sampled
 
 from normtrain.norms import build_norm
 from normtrain.norms.base import NormBase
+
+pytestmark = pytest.mark.extended
 
 DIM = 8
 LOW = [torch.float32, torch.bfloat16, torch.float16]
@@ -33,8 +35,7 @@ def assert_same(have: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
 # -- dtypes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*LOW, torch.float64])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "dtype"), sampled(SPECS, [*LOW, torch.float64], each=2))
 def test_the_output_has_the_inputs_dtype(spec: str, dtype: torch.dtype) -> None:
     for parameters in (*LOW, torch.float64):
         norm, x = build(spec, DIM, parameters), rows(3, DIM).to(dtype)
@@ -46,8 +47,9 @@ def test_the_output_has_the_inputs_dtype(spec: str, dtype: torch.dtype) -> None:
         assert {g.dtype for g in found.values()} <= {parameters}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("spec", "dtype"), sampled(SPECS, [torch.bfloat16, torch.float16, torch.float64])
+)
 def test_moving_to_a_dtype_moves_the_parameters(spec: str, dtype: torch.dtype) -> None:
     norm = build(spec, DIM, torch.float32)
     values = {key: p.detach().to(dtype) for key, p in norm.named_parameters()}
@@ -59,8 +61,7 @@ def test_moving_to_a_dtype_moves_the_parameters(spec: str, dtype: torch.dtype) -
     assert moved(rows(2, DIM).to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "narrow"), sampled(SPECS, [torch.bfloat16, torch.float16]))
 def test_autocast_changes_nothing(spec: str, narrow: torch.dtype) -> None:
     """Neither narrower arithmetic nor a wider output, be the backward under it or not."""
     norm, upstream = build(spec, DIM, torch.float32), torch.randn(3, DIM)
@@ -97,8 +98,7 @@ COPIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("way", COPIES)
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "way"), sampled(SPECS, list(COPIES), each=2))
 def test_copies(spec: str, way: str) -> None:
     norm, x, upstream = build(spec, DIM), rows(3, DIM), rows(3, DIM)
     twin = COPIES[way](norm)
@@ -181,8 +181,7 @@ def test_a_second_backward_accumulates(spec: str) -> None:
         torch.testing.assert_close(t.grad, 2 * g)
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "reentrant"), sampled(SPECS, [True, False]))
 def test_checkpointing(spec: str, reentrant: bool) -> None:
     norm, x, g = build(spec, DIM), rows(3, DIM), rows(3, DIM)
     want = gradients(norm, x, g)
@@ -194,8 +193,7 @@ def test_checkpointing(spec: str, reentrant: bool) -> None:
     assert_same(cast(dict[str, Tensor], have), want, 0.0)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "mode"), sampled(SPECS, [torch.no_grad, torch.inference_mode]))
 def test_without_gradients(spec: str, mode: Callable[[], Any]) -> None:
     norm, x = build(spec, DIM, torch.float32), torch.randn(3, DIM)
     before = x.clone()
@@ -258,8 +256,7 @@ def test_functional_call_uses_what_it_is_given(spec: str) -> None:
     assert torch.equal(functional_call(norm, _state(other), (x,)), other(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "dtype"), sampled(SPECS, [torch.float64, torch.float32]))
 def test_gradients_of_each_sample(spec: str, dtype: torch.dtype) -> None:
     norm = build(spec, DIM, dtype)
     x, g = rows(4, 3, DIM).to(dtype), rows(4, 3, DIM).to(dtype)
@@ -276,8 +273,7 @@ def test_gradients_of_each_sample(spec: str, dtype: torch.dtype) -> None:
         assert_same(have, want, near)
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("spec", "axis"), sampled(SPECS, [0, 1, 2]))
 def test_vmap_over_any_axis(spec: str, axis: int) -> None:
     norm, x = build(spec, DIM), rows(4, 3, DIM)
     moved = x.movedim(0, axis)
