@@ -95,8 +95,8 @@ def fit(
     --init-from FOLDER takes the model's sizes, norms, weights and tokenizer from there; --norm
     replaces the norms.
     """
-    machine = started_as(devices, nodes) | {"strategy": strategy, "compile": compiled}
-    machine["timeout"] = timeout
+    launch = started_as(devices, nodes) | {"strategy": strategy, "compile": compiled}
+    launch["timeout"] = timeout
     if resume is None and recipe is None:
         raise click.UsageError(
             "give --recipe NAME ('normtrain recipes list' shows names) or --resume RUN"
@@ -113,7 +113,7 @@ def fit(
         _show(wanted)
         return
     with _sigterm_interrupts():
-        folder = _train(wanted, init, resume, out, changes, machine)
+        folder = _train(wanted, init, resume, out, changes, launch)
     if is_first_process():
         click.echo(folder)
 
@@ -141,7 +141,7 @@ def _train(
     resume: str | None,
     out: Path | None,
     changes: dict[str, Any],
-    machine: dict[str, Any],
+    launch: dict[str, Any],
 ) -> Path:
     if resume not in (None, "auto") and not Path(resume).is_dir():
         raise UserError(f"--resume {resume}: there is no such run folder")
@@ -151,12 +151,12 @@ def _train(
     show_messages()
     if resume is None:
         assert recipe is not None
-        return run.fit(recipe, out=out, **_begun(init), **machine)
+        return run.fit(recipe, out=out, **_begun(init), **launch)
     overrides = [] if recipe is not None else _as_overrides(changes)
     if resume == "auto":
         begun = _begun(init)
-        return run.resume("auto", overrides, recipe=recipe, out=out, **begun, **machine)
-    return run.resume(Path(resume), overrides, recipe=recipe, **machine)
+        return run.resume("auto", overrides, recipe=recipe, out=out, **begun, **launch)
+    return run.resume(Path(resume), overrides, recipe=recipe, **launch)
 
 
 def _begun(init: Pretrained | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Where recipes are found: shipped ones by name, other packages' by entry point, files by path.
+"""Find recipes: shipped ones by name, other packages' by entry point, files by path.
 
 The shipped recipes live in the repository's ``recipes/``. A wheel carries them as
-``normtrain/recipes_data``; in an editable install or a plain checkout they lie beside the package.
+``normtrain/recipes_data``; in an editable install or a checkout they are beside the package.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ path of a YAML file, or a function without arguments that returns it."""
 
 
 def folder() -> Path:
-    """The folder of the shipped recipes, in a wheel or in a checkout.
+    """Return the folder of the shipped recipes, in a wheel or in a checkout.
 
     Raises:
-        UserError: the installation has lost it.
+        UserError: the installation lacks it.
     """
     package = Path(__file__).resolve().parents[1]
     for candidate in (package / "recipes_data", package.parent / "recipes"):
@@ -31,16 +31,16 @@ def folder() -> Path:
 
 
 def names() -> list[str]:
-    """Every recipe that can be asked for by name, sorted."""
+    """Return the names of all recipes, sorted."""
     shipped = {path.stem for path in folder().glob("*.yaml")}
     return sorted(shipped | {point.name for point in metadata.entry_points(group=GROUP)})
 
 
 def find(name: str) -> Path:
-    """The YAML file of a named recipe; shipped recipes come before other packages'.
+    """Return the YAML file of a named recipe; shipped ones come before other packages'.
 
     Raises:
-        UserError: no such recipe, or another package's that cannot be found.
+        UserError: there is no such recipe, or another package's cannot be found.
     """
     known = names()
     if name not in known:
@@ -53,7 +53,7 @@ def find(name: str) -> Path:
     try:
         target = point.load()
         return Path(target() if callable(target) else target)
-    except Exception as error:  # another package's code: anything may come
+    except Exception as error:  # other packages' code can raise anything
         raise UserError(f"recipe {name!r} ({point.value}) cannot be found: {error}") from error
 
 
@@ -63,7 +63,7 @@ def read(name_or_path: str | Path) -> tuple[str, str, str]:
     A `Path`, and text with a folder separator or ending in ``.yaml`` or ``.yml``, is a file.
 
     Returns:
-        The text, how to call it in messages, and the recipe's name or the file's stem.
+        The text, its name in messages, and the recipe's name or the file's stem.
 
     Raises:
         UserError: unknown name, missing or unreadable file, not UTF-8 text.
@@ -87,6 +87,6 @@ def read(name_or_path: str | Path) -> tuple[str, str, str]:
 
 
 def summary(name: str) -> str:
-    """The first comment line of a named recipe's file, or nothing."""
+    """Return the first comment line of a named recipe's file, or an empty string."""
     first = read(name)[0].partition("\n")[0]
     return first.removeprefix("#").strip() if first.startswith("#") else ""

@@ -35,13 +35,13 @@ def resolve(
 
     Args:
         name_or_path: a recipe's name, or a YAML file.
-        norm: one norm for every place; drops the recipe's own ``norm_rules``.
+        norm: the norm of every module; drops the recipe's own ``norm_rules``.
         norm_at: further rules, ``"GLOB=SPEC"`` or ``(glob, spec)``; the last match wins.
         data: ``data.source``.
         seed: ``train.seed``.
         precision: ``train.precision``.
         overrides: ``"section.key=value"`` with a YAML value; the last one of a key wins.
-        base: values by dotted key that stand for the recipe's own; all of the above wins over them.
+        base: values by dotted key that replace the recipe's own, before all of the above.
 
     Raises:
         UserError: anything unknown or contradictory, or a key given by flag and by override.
@@ -125,7 +125,7 @@ def parse_override(text: str, task: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     key = key.strip()
     if not equals:
-        raise UserError(f"--set {text!r} should be section.key=value, as in model.d_model=512")
+        raise UserError(f"--set must be section.key=value, such as model.d_model=512, got {text!r}")
     if key not in keys(task):
         raise UserError(f"--set {unknown_key(key, task)}")
     value = value.strip(" \t\n")  # as YAML does; other white space may be text
@@ -135,21 +135,22 @@ def parse_override(text: str, task: str) -> tuple[str, Any]:
 
 
 def whole_path(source: str) -> str:
-    """A data folder's or file's absolute path, so that a run resumes from anywhere; names stay.
+    """Return the absolute path of a data folder or file, so that a run resumes from any folder.
 
-    Only text with a separator counts as a path: ``phrasebook`` is a corpus wherever one stands.
+    Names are returned unchanged. Only a source with a separator is a path: ``phrasebook`` is a
+    corpus, whatever the current folder holds.
     """
     is_path = os.sep in source and not source.startswith("hf:") and Path(source).exists()
     return str(Path(source).resolve()) if is_path else source
 
 
 def dump(recipe: Recipe) -> str:
-    """The recipe as YAML with every key, in canonical order; `load` reads an equal one back."""
+    """Return the recipe as YAML with every key, in canonical order; `load` reads an equal one."""
     return yamlio.write(recipe.plain())
 
 
 def diff(old: Recipe, new: Recipe) -> list[str]:
-    """What changed, a line a key: ``"model.d_model: 256 → 512"``; empty if nothing did."""
+    """Return the differences, one line per key: ``"model.d_model: 256 → 512"``."""
     before, after = _flat(old.plain()), _flat(new.plain())
     return [
         f"{key}: {_show(before[key])} → {_show(after[key])}"
@@ -159,7 +160,7 @@ def diff(old: Recipe, new: Recipe) -> list[str]:
 
 
 def as_overrides(recipe: Recipe) -> list[str]:
-    """Every key of the recipe as ``"section.key=value"``, so that `override` rebuilds it."""
+    """Return every key as ``"section.key=value"``, from which `override` rebuilds the recipe."""
     flat = _flat(recipe.plain())
     return [f"{key}={_show(value, quote=True)}" for key, value in flat.items()]
 
@@ -211,7 +212,7 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     plain = recipe.plain()
     if changes.get("task", recipe.task) != recipe.task:
         raise UserError(
-            f"recipe {recipe.name} is for the task {recipe.task}, which --set can't change; name "
+            f"recipe {recipe.name} is for the task {recipe.task}, which --set cannot change; give "
             "another --recipe"
         )
     for key, value in changes.items():
@@ -228,7 +229,7 @@ def _flat(plain: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(value: Any, quote: bool = False) -> str:
-    """A value as ``--set`` takes it; without ``quote``, text stays bare for reading."""
+    """Return a value as ``--set`` takes it; without ``quote``, strings have no quotes."""
     if isinstance(value, str) and not quote:
         return value
     return yamlio.write_value(value)

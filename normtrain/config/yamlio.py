@@ -1,7 +1,7 @@
-"""Reading and writing the small YAML that recipes are made of: mappings, lists and scalars.
+"""Read and write the YAML of recipes: mappings, lists and scalars.
 
-Stricter than ``yaml.safe_load`` where a mistake would pass unseen (duplicate keys, tags, several
-documents), and kinder where YAML 1.1 surprises (``1e-3`` is a number here).
+Differs from ``yaml.safe_load``: duplicate keys, tags and several documents are errors, and
+``1e-3`` is a number.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from normtrain.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe loader that refuses duplicate keys and reads ``1e-3`` as a number."""
+    """Safe loader in which a duplicate key is an error and ``1e-3`` a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block mappings and flow lists, however deep."""
+    """Writes block mappings and flow lists at any depth."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -43,7 +43,7 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, sequence, flow_style=True)
 
 
-for _side in (_Loader, _Dumper):  # the dumper must quote text that the loader takes for a number
+for _side in (_Loader, _Dumper):  # the dumper must quote strings that look like numbers
     _side.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"^[-+]?(?:[0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)[eE][-+]?[0-9]+$"),
@@ -68,11 +68,11 @@ def parse_mapping(text: str, where: str) -> dict[str, Any]:
     """
     loaded = _load(text, where)
     if loaded is None:
-        raise UserError(f"{where} is empty; it should hold sections such as 'model:' and 'optim:'")
+        raise UserError(f"{where} is empty; it must have sections such as 'model:' and 'optim:'")
     if not isinstance(loaded, dict):
         raise UserError(
-            f"{where} holds a {kind_of(loaded)}; it should be a mapping with sections such as "
-            "'model:' and 'optim:'"
+            f"{where} must be a mapping with sections such as 'model:' and 'optim:', got a "
+            f"{kind_of(loaded)}"
         )
     return loaded
 
@@ -85,7 +85,7 @@ def write(plain: dict[str, Any]) -> str:
         sort_keys=False,
         allow_unicode=True,
         default_flow_style=False,
-        width=2**31,  # one line a key, whatever its length
+        width=2**31,  # one line per key
     )
 
 
@@ -95,7 +95,7 @@ def write_value(value: Any) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Name a value's type in a person's words."""
+    """Return the name of a value's type in messages."""
     if value is None:
         return "null"
     names = {bool: "true-or-false", int: "whole number", float: "number", str: "text"}
@@ -113,7 +113,7 @@ def _load(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark is not None and "\n" in text.strip() else ""
         raise UserError(f"{where}{line}: {_problem(error)}") from error
     except (ValueError, RecursionError) as error:  # an impossible date, brackets without end
-        raise UserError(f"{where} is not YAML that can be read") from error
+        raise UserError(f"{where} is not YAML") from error
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:

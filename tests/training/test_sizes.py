@@ -16,8 +16,8 @@ HUGE = {"model_d_ff": 2**31 - 1, "model_d_model": 2**20, "model_heads": 1}
 
 def test_sizes_that_torch_can_not_count(command: Callable[..., Any], corpus_folder: Path) -> None:
     words = fit_words(corpus_folder, Path("run"), **HUGE | {"model_d_model": 2**31 - 2})
-    assert_misuse(command(*words), "a model of these sizes can't be built", "model.d_model")
-    assert_misuse(command(*words, "--dry-run"), "a model of these sizes can't be built")
+    assert_misuse(command(*words), "a model of these sizes cannot be built", "model.d_model")
+    assert_misuse(command(*words, "--dry-run"), "a model of these sizes cannot be built")
     assert_nothing_left(Path.cwd())
 
 
