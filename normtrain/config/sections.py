@@ -38,7 +38,7 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """The optimizer, its schedule and the loss."""
 
-    name: Text = key("adamw", "the optimizer: adamw, or muon")
+    name: Text = key("adamw", "the optimizer, by name")
     lr: Positive = key(1e-3, "peak learning rate")
     betas: Annotated[
         tuple[Fraction, Fraction], Accepts("two numbers >= 0 and < 1, such as [0.9, 0.98]")

@@ -17,7 +17,7 @@ from conftest import assert_failure, assert_misuse, assert_nothing_left
 
 from normtrain.errors import UserError
 from normtrain.training.checkpoint import FORMAT_VERSION, check_resumable, read_file
-from normtrain.training.checkpoint.migrate import migrate
+from normtrain.training.checkpoint.migrate import MIGRATIONS, migrate
 
 Command = Callable[..., Result]
 
@@ -152,32 +152,29 @@ def test_a_checkpoint_of_norm_swap_alone_is_of_another_program(tmp_path: Path) -
         read_file(tmp_path / "a.ckpt")
 
 
-def test_migration_is_pure_and_leaves_what_it_does_not_know() -> None:
-    section = {
-        "version": 1,
-        "machine": {"devices": 2, "update_batches": 6},
-        "threads": 3,
-        "recipe": {"optim": {"lr": 1.0}},
+def test_version_1_becomes_version_2() -> None:
+    recipe = {"optim": {"lr": 1.0}}
+    machine = {"devices": 2, "update_batches": 6}
+    old = {"version": 1, "machine": machine, "threads": 3, "recipe": recipe, "init": {"from": "x"}}
+    before = copy.deepcopy(old)
+    assert MIGRATIONS[1](old) == {
+        "version": 2,
+        "launch": {"devices": 2, "step_batches": 6},
+        "environment": {"threads": 3},
+        "recipe": {"optim": {"name": "adamw", "lr": 1.0}},
         "init": {"from": "x"},
     }
-    old = {"normtrain": section, "global_step": 7}
-    before = copy.deepcopy(old)
-    assert migrate(old, Path("a.ckpt")) == {
-        "normtrain": {
-            "version": 2,
-            "launch": {"devices": 2, "step_batches": 6},
-            "environment": {"threads": 3},
-            "recipe": {"optim": {"name": "adamw", "lr": 1.0}},
-            "init": {"from": "x"},
-        },
-        "global_step": 7,
-    }
     assert old == before
-    new = {"normtrain": {"version": FORMAT_VERSION, "machine": 1}}
-    assert migrate(new, Path("a.ckpt")) is new
-    junk = migrate({"normtrain": {"version": 1, "machine": 3, "recipe": []}}, Path("a.ckpt"))
-    assert junk["normtrain"]["launch"] == 3
-    assert junk["normtrain"]["recipe"] == []
+    junk = MIGRATIONS[1]({"version": 1, "machine": 3, "recipe": []})
+    assert (junk["launch"], junk["recipe"]) == (3, [])
+
+
+def test_migrations_end_in_the_present_version_and_change_nothing_given() -> None:
+    raw = {"normtrain": {"version": 1}, "global_step": 7}
+    found = migrate(raw, Path("a.ckpt"))
+    assert (found["normtrain"]["version"], found["global_step"]) == (FORMAT_VERSION, 7)
+    assert raw["normtrain"] == {"version": 1}
+    assert migrate(found, Path("a.ckpt")) is found
 
 
 def test_a_file_is_read_once_on_resume(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

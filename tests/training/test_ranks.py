@@ -106,6 +106,21 @@ def test_two_ranks_lose_what_one_process_loses_on_the_same_batches(
         assert row["tokens"] == rows(one)[-1]["tokens"]
 
 
+def test_two_ranks_with_muon_lose_what_one_process_loses(
+    tiny_language: Build, text_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"model_dropout": 0, "optim_name": "muon", **THIRTY}
+    two = tmp_path / "two"
+    all_well([job(2, two, fit_words("lm", text_folder, two, "ddp", **settings))], tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the ranks have
+    try:
+        one = fit(tiny_language(optim_accumulate=2, **settings), out=tmp_path / "one")
+    finally:
+        torch.set_num_threads(threads)
+    assert losses(one) == losses(two)
+
+
 def test_sharded_checkpoints_are_put_together(shared: Path, tmp_path: Path) -> None:
     run, same = shared / "lm-fsdp2-rmsnorm", shared / "lm-ddp-rmsnorm"
     last = run / "checkpoints" / "last.ckpt"

@@ -27,8 +27,8 @@ def migrate(raw: dict[str, Any], path: Path) -> dict[str, Any]:
         UserError: the version is unknown, or of a later normtrain.
     """
     version = raw["normtrain"].get("version")
-    while type(version) is int and version in _MIGRATIONS:
-        raw = raw | {"normtrain": _MIGRATIONS[version](raw["normtrain"])}
+    while type(version) is int and version in MIGRATIONS:
+        raw = raw | {"normtrain": MIGRATIONS[version](raw["normtrain"])}
         version = raw["normtrain"]["version"]
     if type(version) is not int or version != FORMAT_VERSION:
         raise UserError(
@@ -59,4 +59,5 @@ def migrate_launch(plain: Any) -> Any:
     return {names.get(key, key): value for key, value in plain.items()}
 
 
-_MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+MIGRATIONS: dict[int, Callable[[Mapping[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+"""From each earlier version to the next, applied to ``checkpoint["normtrain"]``."""
