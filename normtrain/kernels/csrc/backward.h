@@ -5,7 +5,7 @@
 
 namespace {
 
-// A row in the backward: where it is, and dx = scale * (u - k1 - k2 * (h or its sign)).
+// A row in the backward: its addresses, and dx = scale * (u - k1 - k2 * (h or its sign)).
 template <class E>
 struct Pull {
   const E *x, *grad, *more;
@@ -15,7 +15,7 @@ struct Pull {
   float k1, k2, scale;
 };
 
-// The gradient of h, from that of the output.
+// The gradient of h from the gradient of the output.
 template <int F, int MODE>
 INLINE B upstream(const Call& c, B grad, B h, B w) {
   if (F == ADAPTIVE) return grad * (c.a - (c.a * c.b) * h);
@@ -56,7 +56,7 @@ OUTLINE void sums(const Call& c, Pull<typename T::E>& p) {
   }
 }
 
-// With a residual: add the gradient that reaches the sum by another way, give the branch its own.
+// With a residual: add the gradient of the sum, and write the gradient of the branch.
 template <class T, class K>
 OUTLINE void finish(const Call& c, const Pull<typename T::E>& p, int64_t i, K n, B dx) {
   if (p.more) dx = dx + load<T>(p.more + i, n);
@@ -64,10 +64,10 @@ OUTLINE void finish(const Call& c, const Pull<typename T::E>& p, int64_t i, K n,
   store<T>(p.dx + i, dx, n);
 }
 
-// Which features of a stretch the statistic saw: all, none, those before `Pull::seen`.
+// Which features of a range are in the statistic: all, none, or those before `count`.
 enum Seen { ALL, NONE, SOME };
 
-// dx of a row, and what it adds to the parameters' gradients; those sums stay in the cache.
+// Compute dx of a row and add to the parameters' gradients, whose sums stay in the cache.
 template <class T, int F, int MODE, int SEEN>
 INLINE void spread(
     const Call& c, const Pull<typename T::E>& p, const Partial& to, int64_t begin, int64_t end) {

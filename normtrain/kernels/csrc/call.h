@@ -1,4 +1,4 @@
-// What the Python module hands to the row kernels. No Python and no torch in here.
+// The arguments of the row kernels. Includes neither Python nor torch.
 #pragma once
 
 #include <stdint.h>
@@ -26,7 +26,7 @@ constexpr Saved SAVED[] = {
 };
 inline int columns(int kind) { return SAVED[kind].count; }
 
-// Parameters and sums over rows are kept in whole blocks of the widest vectors.
+// Parameters and sums over rows are padded to whole blocks of the longest vectors.
 inline int64_t padded(int64_t d) { return (d + 31) / 32 * 32; }
 
 struct Call {
@@ -36,27 +36,26 @@ struct Call {
   void* y;              // (rows, d), forward
   const void* grad;     // (rows, d), backward
   void* dx;             // (rows, d), backward
-  float* stats;         // (rows, columns); null in a forward that nobody differentiates
-  // both of (padded(d),) and in the order that `Isa::arrange` gives, or both null; l1 and tanh
-  // always get them
+  float* stats;         // (rows, columns); null in a forward without a backward
+  // (padded(d),) each, in the order of `Isa::arrange`, or both null; never null for l1 and tanh
   const float* weight;
   const float* bias;
-  bool has_bias;  // whether anybody gave the latter
+  bool has_bias;  // whether the norm has a bias; otherwise `bias` is zeros
   float alpha, eps, a, b;
   int64_t count;
-  bool past;  // y or dx is written past the caches; its rows begin at multiples of 64 bytes then
-  // of residual + dropout(branch): the forward reads both, the backward adds `more` to dx and
-  // writes the branch's gradient
+  bool past;  // y or dx is written bypassing the caches; its rows are aligned to 64 bytes then
+  // residual + dropout(branch): the forward reads both; the backward adds `more`, the gradient of
+  // the sum, to dx and writes the gradient of the branch
   const void* branch;
   const void* residual;
   const void* more;
   void* dbranch;
-  const int64_t* seeds;  // (rows,), or null: nothing is dropped
-  uint32_t threshold;    // an element is dropped where its hash is below
+  const int64_t* seeds;  // (rows,), or null: no dropout
+  uint32_t threshold;    // an element is dropped if its hash is below this
   float keep_scale;      // 1 / (1 - p)
 };
 
-// Sums over the rows of one chunk; each is (padded(d),), arranged, but `alpha`.
+// Sums over the rows of a chunk: (padded(d),) in the order of `Isa::arrange`; alpha is one number.
 struct Partial {
   float* weight;
   float* bias;
@@ -66,7 +65,7 @@ struct Partial {
 typedef void (*ForwardRows)(const Call&, int64_t begin, int64_t end);
 typedef void (*BackwardRows)(const Call&, const Partial&, int64_t begin, int64_t end);
 
-// Between the order of features and that in which loops over rows of a dtype read parameters.
+// Reorder between the order of features and the order in which loops over a dtype read parameters.
 typedef void (*Arrange)(int dtype, float* at, int64_t count, bool back);
 
 struct Isa {

@@ -46,7 +46,7 @@ OUTLINE void forward_wide(const Call& call, const typename T::E* x, Row& s, type
   wide.write<T>(y, c.d);
 }
 
-// The next row's statistics are begun before a row is written: neither waits for the other.
+// The statistics of the next row are started before a row is written, so they overlap.
 template <class T, int F, int MODE>
 void forward(const Call& c, int64_t begin, int64_t end) {
   typedef typename T::E E;

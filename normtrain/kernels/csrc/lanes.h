@@ -1,5 +1,5 @@
 // Vectors of LANES floats, by the vector types of GCC and Clang: loads, stores, loops, sums.
-// Everything sits in an unnamed namespace: the file is compiled once for each instruction set.
+// All is in an unnamed namespace, since the file is compiled once per instruction set.
 #pragma once
 
 #include <stdint.h>
@@ -38,7 +38,7 @@ INLINE V splat(float value) { return V{} + value; }
 INLINE V absolute(V v) { return bits<V>(bits<U>(v) & 0x7fffffffu); }
 INLINE V sign(V v) { return v > 0.0f ? splat(1.0f) : (v < 0.0f ? splat(-1.0f) : V{}); }
 
-// A lane's sum with the others in log2(L) steps that stay in registers.
+// Sum the lanes in log2(L) steps in registers.
 #if defined(__clang__)
 #define SHUFFLED(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
 #else
@@ -61,7 +61,7 @@ INLINE float total(V v) {
   return v[0];
 }
 
-// Past the caches, to an address that is a multiple of the vector's size.
+// Store bypassing the caches; the address is aligned to the vector's size.
 INLINE void stream(void* p, U v) {
 #if defined(__AVX512F__) && LANES == 16
   _mm512_stream_si512(static_cast<__m512i*>(p), bits<__m512i>(v));
@@ -79,8 +79,8 @@ INLINE void streamed() {
 #endif
 }
 
-// What loops work on: two vectors. A dtype says which features of a stretch of N they hold: the
-// first and the second half, or those of even and of odd number.
+// A block of N features in two vectors. The dtype decides which features each holds: the first and
+// the second half, or the even and the odd ones.
 struct B {
   V a, b;
 };
@@ -106,9 +106,9 @@ struct F32 {
   static INLINE void past(E* p, B v) { stream(p, bits<U>(v.a)), stream(p + L, bits<U>(v.b)); }
 };
 
-// Two numbers a 32-bit word: the even one is a float once shifted up, the odd one once masked. A
-// NaN made by an instruction or widened from bfloat16 has zeros below, which rounding does not
-// carry over; parameters are cleaned of others when they are arranged.
+// Two numbers per 32-bit word: shifting gives the even one as float, masking the odd one. A NaN
+// from an instruction or from bfloat16 has low bits of zero, so rounding does not carry into its
+// exponent; other NaNs in parameters are replaced when they are reordered.
 struct BF16 {
   typedef uint16_t E;
   static constexpr bool PAIRS = true;
@@ -158,7 +158,7 @@ struct FP16 {
 #else
   static INLINE V half(const E* p) {
     U u = __builtin_convertvector(read<H>(p), U), magnitude = u & 0x7fffu;
-    // the exponent is 112 too small, for subnormal numbers as well
+    // the exponent is 112 too small, also for subnormal numbers
     V v = bits<V>(magnitude << 13) * 0x1p112f;
     v = magnitude >= 0x7c00u ? bits<V>((magnitude << 13) | 0x7f800000u) : v;
     return bits<V>(bits<U>(v) | ((u & 0x8000u) << 16));
@@ -166,7 +166,7 @@ struct FP16 {
   static INLINE void half(E* p, V v) {
     U u = bits<U>(v), magnitude = u & 0x7fffffffu, sign = (u >> 16) & 0x8000u;
     U normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // next to 0.5 a float's last bit is worth the smallest float16
+    // at 0.5 the last bit of a float equals the smallest float16
     U small = bits<U>(bits<V>(magnitude) + 0.5f) - 0x3f000000u;
     U half = magnitude < (113u << 23) ? small : normal;
     half = magnitude >= 0x477ff000u ? U{} + 0x7c00u : half;
@@ -177,7 +177,7 @@ struct FP16 {
 #endif
 };
 
-// A whole block, or the first n features of the last one; the others are read as 0.
+// A whole block, or the first n features of the last one; the others are loaded as 0.
 struct Full {};
 struct Part {
   int64_t n;
@@ -208,7 +208,7 @@ OUTLINE void store(typename T::E* p, B v, Part part) {
   for (int64_t i = 0; i < part.n; i++) p[i] = lane[i];
 }
 
-// To where a result goes: past the caches if it is too large for them.
+// Store a result, bypassing the caches if it is too large for them.
 template <class T>
 INLINE void put(typename T::E* p, B v, Full n, bool past) {
   if (past) T::past(p, v);
@@ -219,7 +219,7 @@ INLINE void put(typename T::E* p, B v, Part n, bool) {
   store<T>(p, v, n);
 }
 
-// The numbers, within a block, of the features in its two vectors.
+// The indices within a block of the features in its two vectors.
 template <class T>
 INLINE void numbers(I& a, I& b) {
   for (int i = 0; i < L; i++) a[i] = T::PAIRS ? 2 * i : i;
@@ -237,7 +237,7 @@ INLINE B keep(B v, Part part) {
   return {a < n ? v.a : V{}, b < n ? v.b : V{}};
 }
 
-// Float32 numbers of whole blocks, between their own order and that of T's blocks.
+// Reorder float32 numbers of whole blocks between feature order and the order of T's blocks.
 template <class T>
 void arrange(float* at, int64_t count, bool back) {
   for (int64_t i = 0; T::PAIRS && i < count; i += N) {
@@ -250,8 +250,8 @@ void arrange(float* at, int64_t count, bool back) {
   }
 }
 
-// Call f(i, Full or Part, At<k>) for each block of [begin, end); k is 0 or 1, for sums that do not
-// wait for each other.
+// Call f(i, Full or Part, At<k>) for each block of [begin, end); k is 0 or 1, for two independent
+// running sums.
 template <class F>
 INLINE void over(int64_t begin, int64_t end, F f) {
   int64_t i = begin;
@@ -263,7 +263,7 @@ INLINE void over(int64_t begin, int64_t end, F f) {
   if (i < end) f(i, Part{end - i}, At<1>{});
 }
 
-// The same where nothing is summed up over the blocks: f(i, Full or Part).
+// The same without running sums: f(i, Full or Part).
 template <class F>
 INLINE void each(int64_t begin, int64_t end, F f) {
   int64_t i = begin;
@@ -271,7 +271,7 @@ INLINE void each(int64_t begin, int64_t end, F f) {
   if (i < end) f(i, Part{end - i});
 }
 
-// Four running sums; `lanes` adds them up in a fixed order.
+// Four running sums; `lanes` adds them in a fixed order.
 struct Sum {
   B part[2] = {};
   template <class K>

@@ -1,7 +1,7 @@
-// The extension module normtrain.kernels._native: addresses and numbers in, nothing but C inside.
-// It needs no torch to build and links no OpenMP: the functions of whichever OpenMP runtime the
-// process has loaded (torch brings one) are looked up when first needed, so that there is never a
-// second pool of threads. Without one, a call runs on the caller's thread.
+// The extension module normtrain.kernels._native, which takes addresses and numbers.
+// It is built without torch and links no OpenMP: the functions of the OpenMP runtime that the
+// process has loaded (torch loads one) are looked up at first use, so there is never a second
+// thread pool. Without a runtime, a call runs on the caller's thread.
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,9 +21,9 @@ extern "C" const Isa normtrain_rows_base;
 
 namespace {
 
-// ---- which instruction set
+// ---- instruction sets
 
-const Isa* all_isas[4];  // that this processor has, the best one first
+const Isa* all_isas[4];  // those this processor supports, best first
 const Isa* isa;
 
 void find_isas() {
@@ -57,7 +57,7 @@ bool find_openmp() {
   return gomp_parallel != nullptr;
 }
 
-// Work in pieces that threads take in turn: which thread takes which changes no result.
+// Pieces of work that threads take in turn; which thread runs a piece does not affect the result.
 template <class Do>
 struct Pieces {
   const Do& work;
@@ -81,7 +81,7 @@ void in_pieces(int64_t count, int threads, const Do& work) {
   gomp_parallel(Pieces<Do>::run, &pieces, (unsigned)threads, 0);
 }
 
-// ---- memory of each calling thread, kept from call to call
+// ---- buffers of each calling thread, reused between calls
 
 struct Scratch {
   char* at = nullptr;
@@ -100,7 +100,7 @@ struct Scratch {
 };
 thread_local Scratch scratch, sums_scratch;
 
-// ---- one value at a time, for parameters
+// ---- scalar conversions, for parameters
 
 float half_to_float(uint16_t h) {
   uint32_t magnitude = h & 0x7fffu, u = magnitude << 13;
@@ -160,7 +160,7 @@ void narrow(const float* from, void* to, int dtype, int64_t n) {
 
 // ---- a call
 
-// A parameter: where it and its gradient are, of what dtype, how many.
+// A parameter: the addresses of it and its gradient, its dtype, its size.
 struct Parameter {
   const void* at;
   void* grad;
@@ -174,15 +174,15 @@ struct Job {
   int threads;
 };
 
-constexpr int64_t SMALL = 1 << 15;  // elements below which threads cost more than they bring
+constexpr int64_t SMALL = 1 << 15;  // with fewer elements, threads cost more than they save
 
-// Float32 numbers, NaN only as instructions make it (lanes.h counts on that).
+// Replace NaNs by the canonical one, which lanes.h relies on.
 void clean(float* at, int64_t n) {
   for (int64_t i = 0; i < n; i++)
     if (at[i] != at[i]) at[i] = __builtin_nanf("");
 }
 
-// The parameters as the loops want them; `to` has room for two of padded(d).
+// Convert the parameters for the loops; `to` has space for two arrays of padded(d).
 void wide_parameters(Job& job, float* to) {
   Call& c = job.c;
   const int64_t d = c.d, width = padded(d);
@@ -204,7 +204,7 @@ void wide_parameters(Job& job, float* to) {
   c.weight = to, c.bias = to + width;
 }
 
-// The size of the last cache that a core reaches. (sysconf tells a whole socket's on some.)
+// The size of the last-level cache of a core. (On some systems sysconf returns a socket's.)
 int64_t last_cache() {
   int64_t kilobytes = 0;
   if (FILE* file = fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "r")) {
@@ -215,8 +215,8 @@ int64_t last_cache() {
   return kilobytes > 0 ? kilobytes * 1024 : (int64_t)32 << 20;
 }
 
-// Whether a result is so large that reading its lines to fill them, and keeping them, only costs:
-// from a quarter of the last cache on, where even whoever reads it next loses nothing by it.
+// Whether a result should bypass the caches: from a quarter of the last-level cache on, where even
+// the next reader does not profit from cached lines.
 bool past_caches(const Call& c, const void* result) {
   static const int64_t least = last_cache() / 4;
   const int64_t row = c.d * (c.dtype == FLOAT32 ? 4 : 2);
@@ -234,7 +234,7 @@ void run_forward(Job& job) {
   });
 }
 
-// A fixed number of chunks for a shape, each with sums of its own, added up in order.
+// The number of chunks depends on the shape only; their sums are added in order.
 void run_backward(Job& job) {
   Call& c = job.c;
   c.past = past_caches(c, c.dx);
@@ -282,7 +282,7 @@ void run_backward(Job& job) {
 
 // ---- Python
 
-// Reads arguments one after the other; a wrong one is noticed at the end, by PyErr_Occurred.
+// Reads arguments in order; errors are checked at the end with PyErr_Occurred.
 struct Arguments {
   PyObject* const* next;
   int64_t whole() { return PyLong_AsLongLong(*next++); }
@@ -290,12 +290,12 @@ struct Arguments {
   float number() { return (float)PyFloat_AsDouble(*next++); }
 };
 
-constexpr Py_ssize_t ARGUMENTS = 24, OF_A_SUM = 7;
+constexpr Py_ssize_t ARGUMENTS = 24, WITH_RESIDUAL = 7;
 
 bool read(PyObject* const* args, Py_ssize_t count, Job& job) {
-  if (count != ARGUMENTS && count != ARGUMENTS + OF_A_SUM) {
-    PyErr_Format(PyExc_TypeError, "%zd arguments are needed, and %zd more for a sum; not %zd",
-                 ARGUMENTS, OF_A_SUM, count);
+  if (count != ARGUMENTS && count != ARGUMENTS + WITH_RESIDUAL) {
+    PyErr_Format(PyExc_TypeError, "expected %zd arguments, and %zd more for a residual; got %zd",
+                 ARGUMENTS, WITH_RESIDUAL, count);
     return false;
   }
   Arguments a{args};
@@ -371,7 +371,7 @@ PyObject* use_isa(PyObject*, PyObject* wanted) {
     isa = *p;
     return PyUnicode_FromString(before);
   }
-  PyErr_SetString(PyExc_ValueError, "no such instruction set here");
+  PyErr_SetString(PyExc_ValueError, "unsupported instruction set");
   return nullptr;
 }
 
@@ -382,9 +382,9 @@ PyMethodDef methods[] = {
     {"forward", FAST(call<run_forward>), METH_FASTCALL, "Norm of rows; see native.py."},
     {"backward", FAST(call<run_backward>), METH_FASTCALL, "Its gradients; see native.py."},
     {"kinds", kinds, METH_NOARGS, "Supported kinds by code, each with the saved statistics."},
-    {"isas", isas, METH_NOARGS, "Instruction sets that this processor has, the best one first."},
-    {"use_isa", use_isa, METH_O, "Use another of them; returns the name of the one before."},
-    {"openmp", openmp, METH_NOARGS, "Whether the process has an OpenMP runtime to use."},
+    {"isas", isas, METH_NOARGS, "Instruction sets this processor supports, best first."},
+    {"use_isa", use_isa, METH_O, "Switch to another one; returns the previous name."},
+    {"openmp", openmp, METH_NOARGS, "Whether the process has loaded an OpenMP runtime."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -1,7 +1,7 @@
-// Norms of rows, forward and backward, for one instruction set: compiled once for each, with
-// LANES (floats in a vector) and ISA (the name) defined. The formulas are in rows.py.
+// Norms of rows, forward and backward, compiled once per instruction set with LANES (floats per
+// vector) and ISA (its name) defined. The formulas are in normtrain/kernels/table.py.
 //
-// A row is read from memory once: the statistics take it into the cache, the rest reads it there.
+// A row is read from memory once: the statistics load it into the cache, where the rest reads it.
 
 #include "backward.h"
 #include "call.h"
@@ -13,7 +13,7 @@
 
 namespace {
 
-// The parameters that a form's loops know: none, a weight, a weight and a bias.
+// Choose the loop by the parameters: none, a weight, or a weight and a bias.
 template <class T, int F>
 INLINE void forward_mode(const Call& c, int64_t begin, int64_t end) {
   if constexpr (F <= PLAIN || F == ADAPTIVE)

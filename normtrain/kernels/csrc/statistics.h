@@ -1,4 +1,4 @@
-// A row's statistics, the memory of rows out of range, and what dropout drops.
+// The statistics of a row, buffers for rows out of range, and the mask of dropout.
 #pragma once
 
 #include "call.h"
@@ -9,15 +9,15 @@
 
 namespace {
 
-// What a kind's loops have in common.
+// The kinds by the loops they use.
 enum Form { CENTRED, PLAIN, ADAPTIVE, ABSOLUTE, CURVE };
 
 constexpr float BIG = 0x1p30f, BIG_SQUARE = 0x1p60f;
 
 struct Row {
-  float mean = 0, rest = 0;  // the mean in two parts, where the form subtracts it
+  float mean = 0, rest = 0;  // the mean in two parts, for centred kinds
   float r = 0, factor = 1;
-  float sum = 0;     // of a row of crms
+  float sum = 0;        // of a row, for crms
   float above_eps = 1;  // 0 if the length of a row of l2 is below eps
 };
 
@@ -40,12 +40,12 @@ INLINE Row unpack(int kind, const float* from) {
   return row;
 }
 
-// A row in units of its scale, less its mean.
+// The row minus its mean, times its scale.
 template <int F>
 INLINE B scaled(B x, const Row& row, float low) {
   return F == PLAIN ? x * row.r : (x - row.mean) * row.r - low;
 }
-// What `scaled` subtracts last.
+// The last term that `scaled` subtracts.
 INLINE float low_part(const Row& row) { return row.rest * row.r; }
 
 template <class T, int F>
@@ -96,13 +96,13 @@ INLINE void add_exactly(float a, float b, Row& row) {
   row.rest = (a - (sum - second)) + (b - second);
 }
 
-// The statistics of a row; false where they left the range of float32.
+// Compute the statistics of a row; return false if they overflowed float32.
 template <class T, int F>
 OUTLINE bool statistics(const Call& c, const typename T::E* x, Row& row) {
   if constexpr (F == CURVE) return true;
   if constexpr (F == PLAIN) return plain_statistics<T, F>(c, x, row);
   const float d = c.d;
-  // in one pass about the mean of the row's first features, unless that is far from its own
+  // in one pass about the mean of the first features, unless that is far from the row's mean
   const int64_t some = c.d < N ? c.d : N;
   const B first = some < N ? load<T>(x, Part{some}) : load<T>(x, Full{});
   row.mean = total(first.a + first.b) / some;
@@ -127,7 +127,7 @@ OUTLINE bool statistics(const Call& c, const typename T::E* x, Row& row) {
 
 INLINE V largest(V x, V y) { return x > y ? x : y; }
 
-// What brings the features that a row's statistic sees into range.
+// The factor that scales the features in the statistic into range.
 template <class T>
 float factor_of(const Call& c, const typename T::E* x) {
   V most = {};
@@ -140,7 +140,7 @@ float factor_of(const Call& c, const typename T::E* x) {
   return found > BIG && found <= __FLT_MAX__ ? BIG / found : 1.0f;
 }
 
-// Memory for whole blocks of float32.
+// A buffer of whole blocks of float32.
 struct Floats {
   float* at;
   explicit Floats(int64_t count)
@@ -150,7 +150,7 @@ struct Floats {
   ~Floats() { free(at); }
 };
 
-// A row out of range is worked on as float32, in memory of its own, features in their order.
+// A float32 copy of a row out of range, with the features in their order.
 struct Wide : Floats {
   explicit Wide(int64_t d) : Floats(d) {}
   template <class T>
@@ -168,7 +168,7 @@ struct Wide : Floats {
   }
 };
 
-// The call for such rows: its parameters in the order of float32.
+// The call for such rows, with the parameters in the order of float32.
 template <class T>
 struct WideCall : Floats {
   Call c;
@@ -182,7 +182,7 @@ struct WideCall : Floats {
   }
 };
 
-// One 32-bit number an element, from its row's seed and the column.
+// A 32-bit hash per element, of its row's seed and its column.
 INLINE U mixed(U h) {
   h = (h ^ (h >> 16)) * 0x85ebca6bu;
   h = (h ^ (h >> 13)) * 0xc2b2ae35u;
