@@ -63,10 +63,10 @@ def convert(target: Path, to: str, output: Path) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--format",
-    type=click.Choice(["native", "llama", "qwen3", "gpt2"]),
+    metavar="NAME",
     default="native",
     show_default=True,
-    help="native takes any model; the others are read by transformers.",
+    help="native takes any model; llama, qwen3 and others are read by transformers.",
 )
 @debug_option
 def export(target: Path, folder: Path, format: str) -> None:

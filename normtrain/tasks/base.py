@@ -139,7 +139,6 @@ class Task(ABC):
         libraries: distributions whose versions are recorded with scores.
         command: the command that uses its models, for messages.
         evaluation_options: the options of ``evaluate`` that it has, by name.
-        formats: the formats of `transformers` that its models can be exported to.
     """
 
     name: ClassVar[str]
@@ -148,12 +147,16 @@ class Task(ABC):
     libraries: ClassVar[tuple[str, ...]] = ("torch",)
     command: ClassVar[str] = "evaluate"
     evaluation_options: ClassVar[tuple[str, ...]] = ()
-    formats: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
     def recipe_type(self) -> type[Recipe]:
         """The class of the task's recipes."""
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats of `transformers` that its models can be exported to."""
+        return ()
 
     @abstractmethod
     def corpora(self) -> list[str]:

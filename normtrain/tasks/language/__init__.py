@@ -26,8 +26,14 @@ class LanguageModelling(Task):
     )
     command = "generate"
     evaluation_options = ("stride", "batch_size")
-    formats = ("llama", "qwen3", "gpt2")
     recipe_type = LanguageRecipe
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Every format of `normtrain.hf`."""
+        from normtrain.hf import FORMATS
+
+        return tuple(FORMATS)
 
     def corpora(self) -> list[str]:
         """Return the names of the corpora."""
