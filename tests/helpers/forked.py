@@ -1,36 +1,45 @@
-"""Runs ``normtrain`` commands on several CPU ranks, started as torchrun starts them.
+"""Run ``normtrain`` commands on several CPU ranks, started as torchrun starts them.
 
-Importing takes most of a short run's time, so this script imports once and forks a process for
-each rank of each job. Usage: ``forked.py JOBS`` with a file that holds a JSON list of jobs,
-``{"ranks": 2, "words": ["fit", …], "log": "path", "slurm": false}``, the last for processes started
-as SLURM starts them; prints the list of exit codes, a list a job.
+Importing takes most of a short run's time, so a server imports once and forks a process for each
+rank of each job. A job is ``{"ranks": 2, "words": ["fit", …], "log": "path", "slurm": false}``, the
+last for processes started as SLURM starts them. The server reads a list of jobs per line of stdin
+and prints the exit codes, a list per job.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 SECONDS = 120
 
 
-def on_ranks(jobs: list[dict[str, Any]], folder: Path) -> list[list[int]]:
-    """Run jobs one after the other; the exit codes of each one's ranks."""
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs), encoding="utf-8")
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """Start the server; it ends when this process does."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, __file__, str(file)], capture_output=True, text=True, env=environment,
-        timeout=60 + SECONDS * len(jobs), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def on_ranks(jobs: list[dict[str, Any]]) -> list[list[int]]:
+    """Run jobs one after the other and return the exit codes of each one's ranks."""
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    print(json.dumps(jobs), file=server.stdin, flush=True)
+    return json.loads(server.stdout.readline())
 
 
 def _rank(rank: int, job: dict[str, Any], port: int) -> None:
@@ -47,6 +56,7 @@ def _rank(rank: int, job: dict[str, Any], port: int) -> None:
             RANK=mine, LOCAL_RANK=mine, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world,
             GROUP_RANK="0", TORCHELASTIC_RUN_ID="x",
         )  # fmt: skip
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     log = os.open(f"{job['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -90,8 +100,16 @@ def _run(job: dict[str, Any]) -> list[int]:
 
 if __name__ == "__main__":
     import datasets  # noqa: F401
-    import pytorch_lightning  # noqa: F401
+    import sacrebleu  # noqa: F401
+    import torch.distributed.fsdp
+    import torch.utils.tensorboard  # noqa: F401
 
+    import normtrain.cli
+    import normtrain.tasks.language.data
+    import normtrain.tasks.language.module
+    import normtrain.tasks.translation.data
+    import normtrain.tasks.translation.module
     import normtrain.training  # noqa: F401
 
-    print(json.dumps([_run(job) for job in json.loads(Path(sys.argv[1]).read_text())]))
+    for line in sys.stdin:
+        print(json.dumps([_run(job) for job in json.loads(line)]), flush=True)
