@@ -76,8 +76,13 @@ def started_as(devices: int | None, nodes: int | None) -> dict[str, Any]:
     return {"devices": devices, "nodes": nodes}
 
 
-def table(rows: Iterable[Iterable[str]]) -> str:
-    """Return rows in aligned columns. On a terminal long cells wrap; elsewhere nothing is cut."""
+def table(rows: Iterable[Iterable[str]], width: int | None = None) -> str:
+    """Return rows in aligned columns.
+
+    Args:
+        rows: the cells of each row.
+        width: columns to wrap long cells to; by default the terminal's, and elsewhere no limit.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -87,7 +92,7 @@ def table(rows: Iterable[Iterable[str]]) -> str:
         grid.add_row(*map(Text, row))
     for column in grid.columns:
         column.overflow = "fold"
-    console = Console(width=None if sys.stdout.isatty() else 100_000)
+    console = Console(width=width if width or sys.stdout.isatty() else 100_000)
     with console.capture() as captured:
         console.print(grid)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())

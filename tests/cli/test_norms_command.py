@@ -87,7 +87,7 @@ def test_a_page_has_everything_of_the_docstring(command: Command) -> None:
         assert re.search(rf"^  {name} +{default} +\S", shown, re.MULTILINE), name
     assert re.search(r"^  affine +true +whether there is a learned gain", shown, re.MULTILINE)
     assert "  parameters    weight (affine=false drops it" in shown
-    assert "  unchanged by  a positive factor on the row\n" in shown
+    assert "  unchanged by  a positive factor on the input vector\n" in shown
     assert f"  source        {info.source}\n" in shown
     assert "normtrain fit --recipe envi --norm crmsnorm:eps=1e-5\n" in shown
     for unwanted in ("`", "device", "dtype", "Args:", "Raises", "UserError"):
