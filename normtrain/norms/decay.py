@@ -1,18 +1,18 @@
-"""What weight decay does in front of a batch norm, done to the learning rate instead.
+"""Replaces weight decay ahead of a batch norm by a correction of the learning rate.
 
 Hoffer, Banner, Golan, Soudry 2018, Norm matters, arXiv:1803.01814. A batch norm's output
 does not depend on the norm of an output channel w of the layer before it, so the gradient by w is
-orthogonal to w and proportional to 1/||w||, and an SGD step of rate eta moves the direction
+orthogonal to w and proportional to 1/||w||, and an SGD step of rate eta changes the direction
 u = w/||w|| by
 
     u' = u - (eta / ||w||^2) * (I - u u^T) grad L(u) + O(eta^2).
 
-Weight decay (which only pulls along w, hence changes u' in O(eta^2) only) thus acts through the
-effective rate eta / ||w||^2 alone. A run without it follows one with it, up to those O(eta^2)
-terms, if each channel's step is multiplied by ||w||^2 / ||w_WD||^2, w_WD being that run's weight at
-the same step: its effective rate is then eta / ||w_WD||^2.
+Weight decay acts along w only, so it changes u' in O(eta^2) only and acts through the effective
+rate eta / ||w||^2 alone. A run without it follows a run with it, up to O(eta^2), if each channel's
+step is multiplied by ||w||^2 / ||w_WD||^2, where w_WD is the weight of the run with decay at the
+same step: its effective rate is then eta / ||w_WD||^2.
 
-Record the one run, and correct the other (the layer after the last batch norm keeps its decay):
+Record the first run, and correct the second (the layer after the last batch norm keeps its decay):
 
     weights = scale_invariant_weights(model)
     log = WeightNormLog()
@@ -33,7 +33,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from normtrain.errors import UserError
-from normtrain.norms.base import positive
+from normtrain.norms.base import not_negative, positive, whole
 from normtrain.norms.batch import BatchNormBase
 from normtrain.norms.weight import channel_norms
 
@@ -46,39 +46,42 @@ class WeightNormLog:
 
     Args:
         dim: the axis of the output channels: 0 for linear and convolution weights, 1 for
-            transposed convolutions (which need a log of their own).
+            transposed convolutions (which need a separate log).
+
+    Raises:
+        UserError: ``dim`` is not an integer.
     """
 
     def __init__(self, dim: int = 0) -> None:
         if isinstance(dim, bool) or not isinstance(dim, int):
-            raise UserError(f"dim must be the number of an axis, not {dim!r}")
+            raise UserError(f"dim must be the number of an axis, got {dim!r}")
         self.dim = dim
         self._norms: dict[str, list[Tensor]] = {}
 
     def __len__(self) -> int:
-        """How many steps are recorded."""
+        """Return the number of recorded steps."""
         return max((len(steps) for steps in self._norms.values()), default=0)
 
     @property
     def names(self) -> list[str]:
-        """The weights recorded."""
+        """Names of the recorded weights."""
         return list(self._norms)
 
     @torch.no_grad()
     def record(self, weights: Mapping[str, Tensor]) -> None:
-        """Add one step: the norms as they are now.
+        """Record the current norms as one step.
 
         Args:
-            weights: name to weight, the same names at every step.
+            weights: weights by name, with the same names at every step.
 
         Raises:
-            UserError: there are no weights, or others than at the first step, or one without
-                channels along ``dim``.
+            UserError: there are no weights, the names differ from those of the first step, or a
+                weight has no channels along ``dim``.
         """
         if not weights or (self._norms and self._norms.keys() != weights.keys()):
             raise UserError(
-                f"the log needs the same weights at every step: {sorted(self._norms) or 'some'}, "
-                f"not {sorted(weights)}"
+                f"the log needs the same weights at every step: expected "
+                f"{sorted(self._norms) or 'at least one'}, got {sorted(weights)}"
             )
         for name, weight in weights.items():
             if weight.dim() < 2 or not -weight.dim() <= self.dim < weight.dim():
@@ -89,28 +92,28 @@ class WeightNormLog:
             self._norms.setdefault(name, []).append(norms)
 
     def attach(self, optimizer: Optimizer, weights: Mapping[str, Tensor]) -> RemovableHandle:
-        """Record before each of an optimizer's steps from now on.
+        """Record before each step of an optimizer from now on.
 
         Args:
-            optimizer: the one that trains the weights.
-            weights: name to weight.
+            optimizer: trains the weights.
+            weights: weights by name.
 
         Returns:
-            The handle whose ``remove()`` ends it.
+            A handle; its ``remove()`` stops the recording.
 
         Raises:
-            UserError: a weight is not among the optimizer's.
+            UserError: the optimizer does not train a weight.
         """
         weights = dict(weights)
         _check_trained(optimizer, weights)
         return optimizer.register_step_pre_hook(lambda *_: self.record(weights))
 
     def at(self, name: str, step: int) -> Tensor:
-        """The norms ``(channels,)`` of a weight before a step, counted from 0."""
+        """Return the norms ``(channels,)`` of a weight before a step, counted from 0."""
         return self._norms[name][step]
 
     def to_plain(self) -> dict[str, Any]:
-        """The log as plain types and tensors ``(steps, channels)`` on the CPU.
+        """Return the log as plain types and tensors ``(steps, channels)`` on the CPU.
 
         ``torch.save`` writes it, and ``torch.load(..., weights_only=True)`` reads it.
         """
@@ -119,15 +122,18 @@ class WeightNormLog:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> WeightNormLog:
-        """The log that `to_plain` gave.
+        """Return the log that `to_plain` returned as plain types.
+
+        Args:
+            plain: the result of `to_plain`.
 
         Raises:
-            UserError: it is something else.
+            UserError: ``plain`` has another form.
         """
         found = plain if isinstance(plain, Mapping) else {}
         dim, norms = found.get("dim"), found.get("norms")
         if not isinstance(dim, int) or not isinstance(norms, Mapping):
-            raise UserError("a log of weight norms holds 'dim' and 'norms', as to_plain() gives")
+            raise UserError("a log of weight norms must have 'dim' and 'norms', as from to_plain()")
         if any(not isinstance(t, Tensor) or t.dim() != 2 or not len(t) for t in norms.values()):
             raise UserError("the norms of each weight must be one tensor (steps, channels)")
         if len({t.shape[0] for t in norms.values()}) > 1:
@@ -138,30 +144,30 @@ class WeightNormLog:
 
 
 class DecayCorrection:
-    """Scales each channel's steps so that a run without weight decay follows one with it.
+    """Scales each channel's steps so that a run without weight decay follows a run with it.
 
-    Every step the optimizer takes on a channel w is multiplied by (||w|| / ||w_WD||)^power, w as it
-    is before the step and ||w_WD|| from the log. The step is scaled, not the gradient, so whatever
-    the optimizer makes of the gradient (momentum, say) keeps its meaning. Closer the smaller the
-    learning rate (see the module's docstring).
+    Every optimizer step on a channel w is multiplied by (||w|| / ||w_WD||)^power, with w before the
+    step and ||w_WD|| from the log. The step is scaled, not the gradient, so the optimizer's state
+    (momentum, for example) keeps its meaning. The smaller the learning rate, the closer the two
+    runs (see the module's docstring).
 
     Args:
         optimizer: trains the weights without weight decay.
-        log: the run with weight decay, from the same initial weights.
-        weights: name to weight: the log's names, this run's weights.
+        log: weight norms of the run with weight decay, from the same initial weights.
+        weights: this run's weights by the log's names.
         power: 2 where the optimizer's step is proportional to the gradient (SGD with or without
             momentum: the paper's case); 1 where it does not depend on the gradient's size (Lion,
-            sign descent), since the gradient's own 1/||w|| is then lost. Adam lies between, as
-            its second moment remembers old sizes, and follows only roughly.
-        start: the log's step that the optimizer's next one corresponds to, for a resumed run.
+            sign descent), since the gradient's factor 1/||w|| is then lost. Adam is between the two,
+            as its second moment averages over past sizes, and follows only approximately.
+        start: the log's step of the optimizer's next step, for a resumed run.
 
     Attributes:
-        step: the log's step that the optimizer's next one corresponds to.
+        step: the log's step of the optimizer's next step.
 
     Raises:
-        UserError: names, shapes or axes do not fit the log, a logged norm is not above 0, a weight
-            is not among the optimizer's or is decayed or corrected by it already, or an argument
-            is out of range. At a step after the log's last: the log is too short.
+        UserError: names, shapes or axes do not fit the log, a logged norm is not > 0, the optimizer
+            does not train a weight, or decays it, or its steps are already corrected, or an
+            argument is out of range. Raised by the optimizer's step if the log is too short.
     """
 
     def __init__(
@@ -173,10 +179,8 @@ class DecayCorrection:
         power: float = 2.0,
         start: int = 0,
     ) -> None:
-        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise UserError(f"start must be a whole number of at least 0, not {start!r}")
         self.power = positive("power", power)
-        self.step = start
+        self.step = whole("start", start, least=0)
         self._weights = dict(weights)
         self._log = log
         self._before: dict[str, Tensor] = {}
@@ -191,7 +195,7 @@ class DecayCorrection:
         )
 
     def remove(self) -> None:
-        """Leave the optimizer's steps alone from now on."""
+        """Stop correcting the optimizer's steps."""
         for handle in self._handles:
             handle.remove()
 
@@ -199,7 +203,8 @@ class DecayCorrection:
         missing = sorted(self._weights.keys() - set(self._log.names))
         if missing or not self._weights:
             raise UserError(
-                f"the log holds {self._log.names}; not {missing or 'nothing, as was asked for'}"
+                f"the log must have the weights to correct: expected {missing or 'at least one'}, "
+                f"got {self._log.names}"
             )
         for name, weight in self._weights.items():
             norms = torch.stack([self._log.at(name, step) for step in range(len(self._log))])
@@ -210,7 +215,7 @@ class DecayCorrection:
                     f"{norms.shape[1]}"
                 )
             if not (norms.isfinite() & (norms > 0)).all():
-                raise UserError(f"the log has a norm of {name} that is not a number above 0")
+                raise UserError(f"the log has a norm of {name} that is not finite and > 0")
 
     def _check_alone(self, optimizer: Optimizer) -> None:
         ours = {id(weight): name for name, weight in self._weights.items()}
@@ -218,20 +223,21 @@ class DecayCorrection:
             decayed = [ours[id(p)] for p in group["params"] if id(p) in ours]
             if decayed and group.get("weight_decay"):
                 raise UserError(
-                    f"the optimizer decays {decayed[0]}, which the correction stands in for; set "
-                    f"its group's weight_decay to 0 (decay_groups does)"
+                    f"the optimizer decays {decayed[0]}, which the correction replaces; set "
+                    f"its group's weight_decay to 0, as decay_groups does"
                 )
         for hook in optimizer._optimizer_step_post_hooks.values():
             other = getattr(hook, "__self__", None)
             if isinstance(other, DecayCorrection) and other._weights.keys() & self._weights.keys():
-                raise UserError("the optimizer's steps are corrected already; remove() that first")
+                raise UserError(
+                    "the optimizer's steps are already corrected; remove() that correction first"
+                )
 
     @torch.no_grad()
     def _remember(self, *_: Any) -> None:
         if self.step >= len(self._log):
             raise UserError(
-                f"step {self.step} has no weight norms to follow: the log ends after "
-                f"{len(self._log)} steps"
+                f"step {self.step} has no weight norms: the log ends after {len(self._log)} steps"
             )
         self._before = {name: weight.detach().clone() for name, weight in self._weights.items()}
 
@@ -254,46 +260,46 @@ def _check_trained(optimizer: Optimizer, weights: Mapping[str, Tensor]) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Sees this package's batch norms, like PyTorch's, as one call each."""
+    """Records this package's batch norms, like PyTorch's, as one call each."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is not looked into."""
+        """Return whether a module is recorded as one call."""
         return isinstance(m, _BATCH_NORMS) or super().is_leaf_module(m, module_qualified_name)
 
 
 def scale_invariant_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights whose output channels a batch norm frees of their norm.
+    """Return the weights whose channel norms do not change the output, because of a batch norm.
 
     They are those of linear and convolution layers whose output goes into batch norms (PyTorch's
     or this package's) and nowhere else, found by tracing the model (`torch.fx`). Transposed
-    convolutions are left out: their channels lie along another axis. A batch norm counts as one
-    that trains: in eval mode, with running statistics, it frees nothing.
+    convolutions are excluded: their channels are along another axis. Batch norms are assumed to be
+    in training mode; with running statistics, in eval mode, no weight is scale-invariant.
 
     Args:
         model: any module that `torch.fx` can trace.
 
     Returns:
-        Name to weight, as `named_parameters` names them; a weight used elsewhere too is left out.
+        Weights by their names in `named_parameters`, without weights that are also used elsewhere.
 
     Raises:
-        UserError: the model can't be traced (name its weights yourself), or has no such weight.
+        UserError: the model cannot be traced (select its weights yourself), or has no such weight.
     """
     try:
         graph = _Tracer().trace(model)
-    except Exception as error:  # whatever the model's own code does when run on proxies
+    except Exception as error:  # the model's code may raise anything when run on proxies
         raise UserError(
-            f"torch.fx can't trace {type(model).__name__} ({error}); pick the weights from "
+            f"torch.fx cannot trace {type(model).__name__} ({error}); select the weights from "
             "named_parameters() instead"
         ) from error
     free, bound = _free_and_bound(model, graph)
     weights = {n: p for n, p in model.named_parameters() if id(p) in free - bound}
     if not weights:
-        raise UserError(f"no layer of {type(model).__name__} goes straight into a batch norm")
+        raise UserError(f"no layer of {type(model).__name__} goes directly into a batch norm")
     return weights
 
 
 def _free_and_bound(model: nn.Module, graph: fx.Graph) -> tuple[set[int], set[int]]:
-    """The ids of weights used before batch norms, and of parameters used in any other way."""
+    """Return the ids of weights used before batch norms, and of parameters used otherwise."""
     modules = dict(model.named_modules(remove_duplicate=False))
     free: set[int] = set()
     bound: set[int] = set()
@@ -319,9 +325,9 @@ def _attribute(model: nn.Module, path: str) -> object:
 
 
 def _normed_only(node: fx.Node, channels: int, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a layer's output goes into batch norms of its channels, and nowhere else."""
+    """Return whether a layer's output goes into batch norms of its channels only."""
     users = [modules.get(str(u.target)) if u.op == "call_module" else None for u in node.users]
-    # A linear layer's channels are not those of a norm over the sequence it sits in.
+    # A batch norm after a linear layer may normalize another axis than the layer's channels.
     return bool(users) and all(
         isinstance(user, _BATCH_NORMS) and user.num_features == channels for user in users
     )
@@ -330,11 +336,11 @@ def _normed_only(node: fx.Node, channels: int, modules: Mapping[str, nn.Module])
 def decay_groups(
     model: nn.Module, weight_decay: float, free: Iterable[str] | None = None
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: weight decay only where it does what it says.
+    """Return optimizer parameter groups without weight decay for scale-invariant weights.
 
     Args:
-        model: its parameters that require gradients are grouped, each once.
-        weight_decay: for all but the scale-invariant weights, at least 0.
+        model: its parameters that require gradients are in one group each.
+        weight_decay: weight decay of all but the scale-invariant weights, >= 0.
         free: the names of the scale-invariant weights; those of `scale_invariant_weights` by
             default.
 
@@ -343,11 +349,10 @@ def decay_groups(
         with 0.
 
     Raises:
-        UserError: a name is not a parameter's, or the model can't be traced or has no such weight.
+        UserError: weight_decay is out of range, a name is unknown, or the model cannot be traced or
+            has no scale-invariant weight.
     """
-    number = isinstance(weight_decay, int | float) and not isinstance(weight_decay, bool)
-    if not (number and 0 <= weight_decay < float("inf")):
-        raise UserError(f"weight_decay must be at least 0, not {weight_decay!r}")
+    not_negative("weight_decay", weight_decay)
     parameters = dict(model.named_parameters())
     names: Sequence[str] = list(scale_invariant_weights(model) if free is None else free)
     strange = [name for name in names if name not in parameters]

@@ -1,4 +1,4 @@
-"""The names of the normalizers, what is known of each, and where third parties add theirs."""
+"""The registry of norms: their names and descriptions, and the norms of other packages."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ INVARIANCES = ("scale", "shift")
 
 @dataclass(frozen=True)
 class NormInfo:
-    """What is known of a registered norm: all of it fit to print.
+    """Description of a registered norm.
 
     Attributes:
         name: the canonical name.
         summary: one line.
         formula: the output as a formula of the input.
-        parameters: the learned parameters, in words.
-        options: each option with its default (None where there is none).
+        parameters: the learned parameters, as text.
+        options: each option with its default (None if it has none).
         source: the paper.
         description: the whole docstring.
-        invariances: which changes of a row leave the output alone as eps vanishes: ``"scale"``, a
-            positive factor, and ``"shift"``, one number added to every feature.
+        invariances: which changes of an input vector leave the output unchanged as eps goes to 0:
+            ``"scale"``, a positive factor, and ``"shift"``, one number added to every feature.
     """
 
     name: str
@@ -53,7 +53,14 @@ class NormInfo:
 
 @dataclass(frozen=True)
 class Entry:
-    """A registered norm: its description, its class or function, and its options' types."""
+    """A registered norm.
+
+    Attributes:
+        info: its description.
+        factory: its class or function.
+        types: the type of each option; None if unknown.
+        takes: which of ``device`` and ``dtype`` the factory accepts.
+    """
 
     info: NormInfo
     factory: Factory
@@ -66,27 +73,30 @@ _seen_entry_points: set[tuple[str, str]] = set()
 
 
 def name_key(name: str) -> str:
-    """What of a name counts: case, ``-`` and ``_`` do not."""
+    """Return a name without case, ``-`` and ``_``, for comparison."""
     return name.strip().lower().replace("-", "").replace("_", "")
 
 
 def checked_dim(dim: object) -> int:
-    """The size of a last axis, if it is one.
+    """Return the size of a last axis.
+
+    Args:
+        dim: the size, a whole number of at least 1.
 
     Raises:
-        UserError: it is not a whole number of at least 1.
+        UserError: the size is something else.
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise UserError(f"a norm's dim must be a whole number of at least 1, not {dim!r}")
+        raise UserError(f"a norm's dim must be a whole number of at least 1, got {dim!r}")
     return dim
 
 
 def _option_types(factory: Factory, names: list[str], defaults: Mapping[str, Any]) -> dict:
-    """The plain type of each option, from its annotation or else its default; None if unknown."""
+    """Return the type of each option by its annotation or default; None if unknown."""
     target = factory.__init__ if inspect.isclass(factory) else factory
     try:
         hints = typing.get_type_hints(target)
-    except Exception:  # an annotation that can't be resolved tells nothing; the default may
+    except Exception:  # unresolvable annotations: the default's type is used
         hints = {}
     types: dict[str, type | None] = {}
     for name in names:
@@ -110,7 +120,7 @@ def _describe(
         for key, value in rest.items()
         if key not in _PLACES
     }
-    # inspect.getdoc would give a class without a docstring that of nn.Module.
+    # For a class without a docstring inspect.getdoc would return that of nn.Module.
     description = inspect.cleandoc(factory.__doc__ or "")
     summary = texts["summary"] or description.split("\n", 1)[0]
     info = NormInfo(
@@ -136,33 +146,34 @@ def register_norm(
     summary: str = "",
     invariances: Iterable[str] = (),
 ) -> Callable[[_F], _F]:
-    """Make a norm known by name.
+    """Return a decorator that registers a norm under a name.
 
     The decorated class or function takes the size of the last axis and then its options as
-    keywords; their defaults and annotations (bool, int, float, str) say what a spec may hold.
+    keywords; their defaults and annotations (bool, int, float, str) determine the values that a
+    spec accepts.
 
     Args:
-        name: letters, digits, ``-`` and ``_``; compared without case, ``-`` and ``_``.
+        name: letters, digits, ``-`` and ``_``; names are compared without case, ``-`` and ``_``.
         formula: the output as a formula of the input.
-        parameters: the learned parameters, in words.
+        parameters: the learned parameters, as text.
         source: the paper.
         summary: one line; the docstring's first by default.
-        invariances: of ``"scale"`` (f(c * x) = f(x) for c > 0 as eps vanishes) and ``"shift"``
-            (f(x + c) = f(x)), those that hold; conversions between norms rely on them.
+        invariances: which of ``"scale"`` (f(c * x) = f(x) for c > 0 as eps goes to 0) and
+            ``"shift"`` (f(x + c) = f(x)) hold; conversions between norms rely on them.
 
     Returns:
-        The decorator, which returns what it was given.
+        The decorator; it returns the class or function unchanged.
 
     Raises:
-        UserError: the name is not one or is taken, or an invariance is unknown.
+        UserError: the name is invalid or taken, or an invariance is unknown.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(f"a norm's name is letters, digits, '-' and '_', not {name!r}")
+        raise UserError(f"a norm's name must be letters, digits, '-' and '_', got {name!r}")
     unknown = set(invariances) - set(INVARIANCES)
     if isinstance(invariances, str) or unknown:
         raise UserError(
-            f"the invariances of norm {name!r} are a list out of 'scale' and 'shift', "
-            f"not {invariances!r}"
+            f"the invariances of norm {name!r} must be a list of 'scale' and 'shift', "
+            f"got {invariances!r}"
         )
     holds = tuple(known for known in INVARIANCES if known in invariances)
     texts = {"formula": formula, "parameters": parameters, "source": source, "summary": summary}
@@ -189,12 +200,12 @@ def _where(factory: Factory) -> str:
 
 
 def _same(old: Factory, new: Factory) -> bool:
-    """Whether a module was only executed again, which replaces and is no clash."""
+    """Return whether both are one definition, as when its module was executed again."""
     return old is new or ("<locals>" not in _where(new) and _where(old) == _where(new))
 
 
 def _load_entry_points() -> None:
-    """Register what installed packages offer; a broken one is warned about and passed over."""
+    """Register the norms of installed packages; warn about those that fail and skip them."""
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         if (point.name, point.value) in _seen_entry_points:
             continue
@@ -207,20 +218,23 @@ def _load_entry_points() -> None:
                 register_norm(point.name)(factory)
         except Exception as error:
             warnings.warn(
-                f"the norm {point.name!r} of entry point {point.value!r} is left out: "
+                f"the norm {point.name!r} of entry point {point.value!r} is skipped: "
                 f"{type(error).__name__}: {error}",
                 stacklevel=3,
             )
 
 
 def lookup(name: str) -> Entry:
-    """The norm of that name, in entry points too.
+    """Return the norm of that name, of this or another package.
+
+    Args:
+        name: a norm's name, without options.
 
     Raises:
-        UserError: there is none; the nearest are listed.
+        UserError: the name is unknown; the nearest are listed.
     """
     if not isinstance(name, str):
-        raise UserError(f"a norm's name is a string such as 'rmsnorm', not {name!r}")
+        raise UserError(f"a norm's name must be a string such as 'rmsnorm', got {name!r}")
     key = name_key(name)
     if key not in _entries:
         _load_entry_points()
@@ -230,20 +244,23 @@ def lookup(name: str) -> Entry:
 
 
 def registered() -> list[Entry]:
-    """Every norm registered so far, without looking at entry points."""
+    """Return every norm registered so far, without loading entry points."""
     return list(_entries.values())
 
 
 def norm_names() -> list[str]:
-    """Every known name, sorted."""
+    """Return every known name, sorted."""
     _load_entry_points()
     return sorted(entry.info.name for entry in _entries.values())
 
 
 def norm_info(name: str) -> NormInfo:
-    """What is known of the norm of that name.
+    """Return the description of the norm of that name.
+
+    Args:
+        name: a norm's name, without options.
 
     Raises:
-        UserError: there is none; the nearest are listed.
+        UserError: the name is unknown; the nearest are listed.
     """
     return lookup(name).info

@@ -1,4 +1,4 @@
-"""Spec strings such as ``"prmsnorm:p=0.125"``: read, checked, written, and built."""
+"""Parse, check, write and build spec strings such as ``"prmsnorm:p=0.125"``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _WORDS |= {"false": False, "no": False, "off": False, "0": False}
 
 @dataclass(frozen=True)
 class NormSpec:
-    """A norm's name and the options that differ from its defaults, both checked and canonical.
+    """A norm's canonical name and the options that differ from its defaults.
 
-    ``str(spec)`` is ``"prmsnorm:p=0.125"`` and `parse` reads it back. Equal specs build equal
-    modules.
+    ``str(spec)`` is a string such as ``"prmsnorm:p=0.125"`` that `parse` reads. Equal specs build
+    equal modules.
 
     Attributes:
         name: the canonical name.
-        options: plain values by option name, sorted; defaults are left out.
+        options: values by option name, sorted; options at their default are left out.
 
     Raises:
         UserError: the name or an option is unknown, or an option's type is wrong.
@@ -55,21 +55,24 @@ class NormSpec:
 
     @classmethod
     def parse(cls, text: str | NormSpec) -> NormSpec:
-        """Read ``"name"`` or ``"name:key=value,key=value"``; a NormSpec is returned as it is.
+        """Parse ``"name"`` or ``"name:key=value,key=value"``.
+
+        Args:
+            text: the spec string; a NormSpec is returned unchanged.
 
         Raises:
-            UserError: the text is not of that form, or names something unknown.
+            UserError: the text has another form, or a name, option or value is invalid.
         """
         if isinstance(text, NormSpec):
             return text
         if not isinstance(text, str):
-            raise UserError(f"a norm is named by a string such as 'rmsnorm', not {text!r}")
+            raise UserError(f"a norm must be a string such as 'rmsnorm', got {text!r}")
         name, colon, rest = text.partition(":")
         options: dict[str, Option] = {}
         for part in rest.split(",") if colon else ():
             key, equals, value = (piece.strip() for piece in part.partition("="))
             if not (key and equals and value):
-                raise UserError(f"{text!r} is no norm; write it as name:key=value,key=value")
+                raise UserError(f"a norm must be written as name:key=value,key=value, got {text!r}")
             if key in options:
                 raise UserError(f"{text!r} gives the option {key!r} twice")
             options[key] = value
@@ -77,7 +80,7 @@ class NormSpec:
 
 
 def spec_text(name: str, options: Mapping[str, Option]) -> str:
-    """Write a norm and its options as ``"name:key=value,key=value"``, the options sorted."""
+    """Return a norm and its options as ``"name:key=value,key=value"``, with sorted options."""
 
     def text(value: Option) -> str:
         return str(value).lower() if isinstance(value, bool) else str(value)
@@ -94,14 +97,14 @@ def _option_name(entry: Entry, given: str) -> str:
     if len(alike) == 1:
         return alike[0]
     if not known:
-        raise UserError(f"the norm {entry.info.name!r} has no options, so not {given!r}")
+        raise UserError(f"the norm {entry.info.name!r} has no options, got {given!r}")
     raise unknown_name(f"option of {entry.info.name}", str(given), known)
 
 
 def _convert(entry: Entry, name: str, value: object) -> Option:
-    """The value as the option's plain type, from text or from a value of that type."""
+    """Return the value, given as text or as a value of the option's type, in that type."""
     kind = entry.types[name]
-    wrong = UserError(f"{entry.info.name}'s option {name} takes {_kind_words(kind)}, not {value!r}")
+    wrong = UserError(f"{entry.info.name}'s option {name} takes {_kind_words(kind)}, got {value!r}")
     if isinstance(value, bool) and kind not in (bool, None):
         raise wrong
     if kind is None:
@@ -141,7 +144,7 @@ def _number(kind: type, value: object, wrong: UserError) -> int | float:
 
 
 def _guess(text: str) -> Option:
-    """Read a value of which no type is known: a number or a truth value if it looks like one."""
+    """Parse a value of unknown type: as a number or truth value if it has that form."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -156,11 +159,17 @@ def _kind_words(kind: type | None) -> str:
 
 
 def spec_of(module: nn.Module) -> tuple[str, dict[str, Option]]:
-    """The name a module's class is registered by, and the value of each of its options.
+    """Return the name of a module's registered class and the value of each option.
 
-    An option is the attribute of its name; ``bias`` is whether there is one.
+    The value of an option is the attribute of that name; ``bias`` is whether there is a bias.
+
+    Args:
+        module: a registered norm.
+
+    Raises:
+        UserError: the module's class is not registered.
     """
-    # Sharding libraries put a subclass of their own in a module's place, hence the bases.
+    # Sharding libraries replace a module's class by a subclass, hence the bases.
     for base in type(module).__mro__:
         for entry in registered():
             if entry.factory is base:
@@ -179,18 +188,18 @@ def build_norm(
     dtype: Any = None,
     **options: Option,
 ) -> nn.Module:
-    """Build a norm of the last axis.
+    """Build a norm over the last axis.
 
     Args:
         spec: a name (``"rmsnorm"``), a name with options (``"prmsnorm:p=0.125"``), or a NormSpec.
         dim: size of the last axis.
-        device: where its parameters live.
-        dtype: its parameters' dtype.
-        options: more options, which win over the spec's.
+        device: device of its parameters.
+        dtype: dtype of its parameters.
+        **options: more options; they override those of the spec.
 
     Returns:
-        A module from ``(..., dim)`` to the same shape and dtype, with ``.spec``, the string that
-        builds it again.
+        A module from ``(..., dim)`` to the same shape and dtype. Its ``spec`` is the string that
+        builds an equal module.
 
     Raises:
         UserError: the name or an option is unknown, or a value is out of range.
@@ -204,7 +213,7 @@ def build_norm(
     places = {key: places[key] for key in entry.takes if places[key] is not None}
     module = entry.factory(checked_dim(dim), **parsed.options, **places)
     if not isinstance(module, nn.Module):
-        raise UserError(f"the norm {parsed.name!r} built {module!r}, which is no torch module")
+        raise UserError(f"the norm {parsed.name!r} must build a torch module, got {module!r}")
     if not hasattr(module, "spec"):
         setattr(module, "spec", str(parsed))  # noqa: B010 - nn.Module declares only tensors
     return module

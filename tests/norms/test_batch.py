@@ -341,14 +341,14 @@ def test_copies_state_meta_and_reset(kind: str) -> None:
 @pytest.mark.parametrize(
     ("suffix", "shape", "message"),
     [
-        ("1d", (4, 3, 2, 2), "2-D or 3-D input, not 4-D"),
-        ("2d", (4, 3, 2), "4-D input, not 3-D"),
-        ("3d", (4, 3, 2, 2), "5-D input, not 4-D"),
+        ("1d", (4, 3, 2, 2), "2-D or 3-D input, got 4-D"),
+        ("2d", (4, 3, 2), "4-D input, got 3-D"),
+        ("3d", (4, 3, 2, 2), "5-D input, got 4-D"),
         ("", (4,), "at least 2-D"),
         ("2d", (4, 5, 2, 2), "3 channels in axis 1"),
-        ("1d", (1, 3), "more than 1 value a channel"),
-        ("2d", (1, 3, 1, 1), "more than 1 value a channel"),
-        ("1d", (0, 3), "more than 1 value a channel"),
+        ("1d", (1, 3), "more than 1 value per channel"),
+        ("2d", (1, 3, 1, 1), "more than 1 value per channel"),
+        ("1d", (0, 3), "more than 1 value per channel"),
     ],
 )
 def test_wrong_inputs(kind: str, suffix: str, shape: tuple[int, ...], message: str) -> None:
@@ -370,8 +370,8 @@ def test_integers_are_refused_and_one_value_is_fine_in_eval() -> None:
     ("options", "message"),
     [
         ({"eps": 0.0}, "eps must be > 0"),
-        ({"momentum": 1.5}, "momentum must be from 0 to 1"),
-        ({"momentum": "a"}, "momentum must be a number"),
+        ({"momentum": 1.5}, "momentum must be at most 1"),
+        ({"momentum": "a"}, "momentum must be a finite number"),
         ({"k": 0}, "k must be a whole number"),
         ({"k": 2.5}, "k must be a whole number"),
         ({"process_group": object()}, "only used with sync=True"),
