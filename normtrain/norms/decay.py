@@ -157,8 +157,8 @@ class DecayCorrection:
         weights: this run's weights by the log's names.
         power: 2 where the optimizer's step is proportional to the gradient (SGD with or without
             momentum: the paper's case); 1 where it does not depend on the gradient's size (Lion,
-            sign descent), since the gradient's factor 1/||w|| is then lost. Adam is between the two,
-            as its second moment averages over past sizes, and follows only approximately.
+            sign descent), since the gradient's factor 1/||w|| is then lost. Adam is between the
+            two, as its second moment averages over past sizes, and follows only approximately.
         start: the log's step of the optimizer's next step, for a resumed run.
 
     Attributes:
