@@ -1,4 +1,4 @@
-"""What the package promises before any of it runs: lean imports, one version, recipes on board."""
+"""Packaging: light imports, one version everywhere, shipped recipes."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ def test_another_packages_recipes_are_found(
         "[normtrain.recipes]\nother-a = other_recipes:PATH\nother-b = other_recipes:make\n"
         "other-lost = other_recipes:nothing\nenvi = other_recipes:PATH\n"
     )
-    (tmp_path / "theirs.yaml").write_text("# Theirs.\nmodel: {d_model: 64}\n")
+    (tmp_path / "other.yaml").write_text("# Another.\nmodel: {d_model: 64}\n")
     (tmp_path / "other_recipes.py").write_text(
-        f"PATH = {str(tmp_path / 'theirs.yaml')!r}\n\n\ndef make() -> str:\n    return PATH\n"
+        f"PATH = {str(tmp_path / 'other.yaml')!r}\n\n\ndef make() -> str:\n    return PATH\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert {"other-a", "other-b", "other-lost", "envi"} <= set(recipes.names())
     assert recipe.load("other-a").model.d_model == 64
     assert recipe.load("other-b").name == "other-b"
-    assert recipe.load("envi").model.d_model == 256  # nobody replaces a shipped one
-    with pytest.raises(UserError, match=r"'other-lost' \(other_recipes:nothing\) cannot be found"):
+    assert recipe.load("envi").model.d_model == 256  # shipped recipes come first
+    with pytest.raises(UserError, match=r"other_recipes:nothing"):
         recipes.find("other-lost")
 
 
