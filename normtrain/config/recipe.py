@@ -159,12 +159,6 @@ def diff(old: Recipe, new: Recipe) -> list[str]:
     ]
 
 
-def as_overrides(recipe: Recipe) -> list[str]:
-    """Return every key as ``"section.key=value"``, from which `override` rebuilds the recipe."""
-    flat = _flat(recipe.plain())
-    return [f"{key}={_show(value, quote=True)}" for key, value in flat.items()]
-
-
 def check_names(recipe: Recipe) -> Recipe:
     """Check the optimizer and the norms that a recipe names.
 
