@@ -1,4 +1,4 @@
-"""How a failure in somebody's own code is told in one line."""
+"""Errors of user code, described in one line."""
 
 from __future__ import annotations
 

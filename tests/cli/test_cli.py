@@ -204,7 +204,7 @@ def test_misuse_is_two_lines_at_most(call: Call, run: FakeRun, words: str, messa
         (RuntimeError("one\ntwo"), 1, "internal error: RuntimeError: one (run again"),
         (BrokenPipeError(32, "Broken pipe"), 1, "error: Broken pipe\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (KeyboardInterrupt("stopped; go on with: x"), 130, "stopped; go on with: x\n"),
+        (KeyboardInterrupt("stopped; resume with: x"), 130, "stopped; resume with: x\n"),
     ],
 )
 def test_failures_are_one_line_and_an_exit_code(

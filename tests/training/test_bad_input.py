@@ -1,4 +1,4 @@
-"""Mistakes and failures, through the real command line: what is said, what is left behind."""
+"""Wrong input through the command line: the message, and what is left on disk."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conftest import assert_misuse, assert_nothing_left, fit_words, tiny_setting
 Command = Callable[..., Result]
 
 
-# What the user names wrongly
+# Wrong names
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_bad_data_leaves_no_folder(
     assert_nothing_left(tmp_path / "here")
 
 
-# Checkpoints that are none, or somebody else's
+# Invalid and foreign checkpoints
 
 
 class Trap:
@@ -134,7 +134,7 @@ FOREIGN: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_a_foreign_checkpoint_is_told(kind: str, command: Command, tmp_path: Path) -> None:
+def test_a_foreign_checkpoint_is_refused(kind: str, command: Command, tmp_path: Path) -> None:
     write, message = FOREIGN[kind]
     path = tmp_path / "some.ckpt"
     write(path)
@@ -147,7 +147,9 @@ def test_a_foreign_checkpoint_is_told(kind: str, command: Command, tmp_path: Pat
 
 @pytest.mark.extended
 @pytest.mark.parametrize("kept", [0.0, 0.5, -1.0])
-def test_a_truncated_checkpoint_is_told_and_kept(kept: float, copy: Path, command: Command) -> None:
+def test_a_truncated_checkpoint_is_reported_and_kept(
+    kept: float, copy: Path, command: Command
+) -> None:
     (copy / "status.json").unlink()
     last = copy / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()
@@ -248,7 +250,7 @@ def test_resume_of_a_run_without_data_or_with_a_broken_recipe(
 
 
 @pytest.mark.extended
-def test_resume_auto_starts_and_goes_on(command: Command, corpus_folder: Path) -> None:
+def test_resume_auto_starts_or_resumes(command: Command, corpus_folder: Path) -> None:
     sizes = tiny_settings(train_max_steps=4, train_val_every=4)
     settings = [word for setting in sizes for word in ("--set", setting)]
     words = ("fit", "--resume", "auto", "--recipe", "envi", "--data", corpus_folder, *settings)

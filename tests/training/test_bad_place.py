@@ -1,4 +1,4 @@
-"""Folders that can't be used and disks that are full: what is said, what survives."""
+"""Unusable folders and full disks: the message, and what is left on disk."""
 
 from __future__ import annotations
 

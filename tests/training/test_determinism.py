@@ -112,7 +112,7 @@ def refuse() -> None:
     )
 
 
-def test_an_operation_that_can_not_repeat_itself_is_named(
+def test_a_nondeterministic_operation_is_named(
     tiny_language: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     losses_watched(monkeypatch, refuse)
@@ -122,7 +122,7 @@ def test_an_operation_that_can_not_repeat_itself_is_named(
     assert flags() == before
 
 
-def test_torch_still_words_it_so() -> None:
+def test_the_message_of_torch_is_recognized() -> None:
     """A real one: the operations that have no such version on a CPU either."""
     with pytest.raises(RunError, match=r"^put_ has no deterministic"), determinism(True):
         torch.zeros(3).put_(torch.tensor([0]), torch.tensor([1.0]), accumulate=False)

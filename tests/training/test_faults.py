@@ -1,4 +1,4 @@
-"""Damaged checkpoints, processes that die or hang, full disks: what is said, and going on."""
+"""Damaged checkpoints, ranks that die or hang, full disks: the message, and resuming."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_no_whole_checkpoint_is_one_error(command: Command, stopped: Path) -> No
     assert rows(stopped) == before
 
 
-def test_a_newer_format_is_no_damage(command: Command, stopped: Path) -> None:
+def test_a_newer_format_is_not_damage(command: Command, stopped: Path) -> None:
     last = stopped / "checkpoints" / "last.ckpt"
     raw = torch.load(last, weights_only=True)
     raw["normtrain"]["version"] = 99
@@ -137,7 +137,7 @@ def test_evaluating_a_damaged_best_names_a_whole_one(command: Command, copy: Pat
         read_checkpoint(copy)
 
 
-def test_processes_that_would_go_on_from_different_steps_are_refused(
+def test_ranks_that_resume_from_different_steps_are_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from normtrain.training import damage
@@ -160,7 +160,7 @@ def test_processes_that_would_go_on_from_different_steps_are_refused(
         (UserError("timed out waiting"), None),
     ],
 )
-def test_errors_of_lost_processes_are_told(error: Exception, expected: bool | None) -> None:
+def test_errors_of_lost_ranks_are_recognized(error: Exception, expected: bool | None) -> None:
     assert unanswered(error) is expected
 
 
@@ -188,7 +188,7 @@ def whole(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def goes_on(run: Path, whole: Path) -> None:
+def assert_resumed_equals(run: Path, whole: Path) -> None:
     with running("--resume", str(run)) as process:
         code, _, err = process.end(250)
         assert code == 0, err
@@ -199,7 +199,7 @@ def goes_on(run: Path, whole: Path) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [1, 0])
-def test_a_killed_rank_ends_the_run_and_it_goes_on(
+def test_a_killed_rank_ends_the_run_and_it_resumes(
     lost: int, whole: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -214,7 +214,7 @@ def test_a_killed_rank_ends_the_run_and_it_goes_on(
     assert f"error: {who} has ended" in err
     assert f"normtrain fit --resume {run}" in err
     assert "Traceback" not in err
-    goes_on(run, whole)
+    assert_resumed_equals(run, whole)
 
 
 @pytest.mark.timeout(600)
@@ -229,7 +229,7 @@ def test_a_hung_rank_ends_the_run_after_the_timeout(
         wait_for_step(run, 3, process, 250)
         stopped = process.rank(lost)
         os.kill(stopped, signal.SIGSTOP)
-        if lost == 0:  # nobody ends the process that started the others; it ends once it goes on
+        if lost == 0:  # a stopped first rank ends once it is continued
             deadline = time.monotonic() + 90
             while len(process.living()) > 1 and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -246,7 +246,7 @@ def test_a_hung_rank_ends_the_run_after_the_timeout(
 @pytest.mark.timeout(600)
 @pytest.mark.slow
 @pytest.mark.parametrize("torchrun", [False, True])
-def test_sigterm_to_all_saves_and_goes_on(
+def test_sigterm_to_all_saves_and_the_run_resumes(
     torchrun: bool, whole: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -263,7 +263,7 @@ def test_sigterm_to_all_saves_and_goes_on(
     assert f"stopped by SIGTERM after step {last['global_step']}; " in err
     assert last["global_step"] < 30
     assert steps(run) == last["global_step"]
-    goes_on(run, whole)
+    assert_resumed_equals(run, whole)
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_of_runs_started_at_the_same_time_one_gets_the_folder(
     assert not list(out.glob(".*.tmp"))
 
 
-def test_a_lock_is_for_one_and_names_its_holder(tiny_recipe: Build, tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_and_names_it(tiny_recipe: Build, tmp_path: Path) -> None:
     folder = new_folder(tiny_recipe(), tmp_path / "run")
     with folder.locked():
         again = RunFolder(folder.path)
@@ -67,9 +67,7 @@ def test_a_lock_is_for_one_and_names_its_holder(tiny_recipe: Build, tmp_path: Pa
         pass
 
 
-def test_a_lock_left_by_a_killed_process_holds_nobody_up(
-    tiny_recipe: Build, tmp_path: Path
-) -> None:
+def test_a_lock_of_a_killed_process_is_taken_over(tiny_recipe: Build, tmp_path: Path) -> None:
     folder = new_folder(tiny_recipe(), tmp_path / "run")
     (folder.path / ".lock").write_text("999999999")
     with folder.locked():

@@ -40,7 +40,7 @@ def test_out_of_memory_names_the_shape_and_the_setting(
         fit(tiny_recipe(), out=tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(
+def test_a_nan_loss_stops_before_it_is_saved(
     tiny_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = translation.training_loss, []
@@ -88,7 +88,7 @@ def test_progress_goes_to_stderr_and_samples_are_shown(
 
 @pytest.mark.extended
 @pytest.mark.parametrize("change", [{"optim_clip": 0}, {"optim_clip": 0.01}])
-def test_clipping_bounds_the_update_and_0_turns_it_off(
+def test_clipping_bounds_the_step_and_0_turns_it_off(
     change: dict[str, Any], tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     run = fit(tiny_recipe(train_max_steps=3, **change), out=tmp_path / "run")
@@ -110,7 +110,7 @@ def test_describe_counts_the_parameters_of_the_model(tiny_recipe: Callable[..., 
     assert "7 × layernorm" in text
 
 
-def test_precision_auto_says_why() -> None:
+def test_precision_auto_gives_its_reason() -> None:
     precision, reason = resolve_precision("auto")
     assert precision in ("32-true", "bf16-mixed")
     assert reason
@@ -156,7 +156,7 @@ def test_accumulated_batches_weigh_by_their_tokens(
     assert int(row["tokens"]) == sum(counts)
 
 
-def test_fewer_pairs_than_ranks_is_said_before_anything_is_made(
+def test_fewer_pairs_than_ranks_is_refused_before_anything_is_written(
     tiny_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="12 pairs, too few for 13 processes"):

@@ -47,7 +47,7 @@ def job(ranks: int, out: Path, words: list[str]) -> dict[str, Any]:
     return {"ranks": ranks, "log": f"{out}.log", "words": words}
 
 
-def all_well(jobs: list[dict[str, Any]]) -> None:
+def assert_all_succeed(jobs: list[dict[str, Any]]) -> None:
     for each, codes in zip(jobs, on_ranks(jobs), strict=True):
         logs = [Path(f"{each['log']}.{rank}").read_text() for rank in range(each["ranks"])]
         assert codes == [0] * each["ranks"], logs
@@ -70,14 +70,14 @@ def shared(
                 out = folder / f"{recipe}-{strategy}-{norm}"
                 words = fit_words(recipe, data, out, strategy, model_dropout=0, **THIRTY)
                 jobs.append(job(2, out, [*words, "--norm", norm]))
-    all_well(jobs)
+    assert_all_succeed(jobs)
     return folder
 
 
 @pytest.mark.parametrize(
     ("recipe", "norm"), [*(("lm", norm) for norm in NORMS), ("envi", "rmsnorm")]
 )
-def test_two_ranks_lose_what_one_process_loses_on_the_same_batches(
+def test_two_ranks_have_the_losses_of_one_process_on_the_same_batches(
     recipe: str,
     norm: str,
     shared: Path,
@@ -111,7 +111,9 @@ def test_two_ranks_with_muon_lose_what_one_process_loses(
 ) -> None:
     settings = {"model_dropout": 0, "optim_name": "muon", **THIRTY}
     two = tmp_path / "two"
-    all_well([job(2, two, fit_words("lm", text_folder, two, "ddp", **settings))], tmp_path)
+    assert_all_succeed(
+        [job(2, two, fit_words("lm", text_folder, two, "ddp", **settings))], tmp_path
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks have
     try:
@@ -142,7 +144,7 @@ def test_sharded_checkpoints_are_put_together(shared: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "code", "no table"])
-def test_a_damaged_or_foreign_shard_is_told_and_nothing_executed(
+def test_a_damaged_or_foreign_shard_is_refused_and_nothing_executed(
     damage: str, shared: Path, tmp_path: Path
 ) -> None:
     made = shutil.copytree(
@@ -188,7 +190,7 @@ def weights_of(run: Path) -> dict[str, Any]:
     return read_checkpoint(run / "checkpoints" / "last.ckpt").raw["state_dict"]
 
 
-def test_a_run_goes_on_with_as_many_ranks_or_others(
+def test_a_run_resumes_on_the_same_or_another_number_of_ranks(
     text_folder: Path, tiny_language: Build, tmp_path: Path
 ) -> None:
     ten = {"train_max_steps": 10, "model_dropout": 0.2, "optim_accumulate": 2}
@@ -209,7 +211,7 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
         )
         for (strategy, kind), out in runs.items()
     ]
-    all_well(jobs)
+    assert_all_succeed(jobs)
     jobs, expected = [], {}
     for (_, kind), run in runs.items():
         for ranks in (2,) if kind == "wet" else (1, 4):
@@ -219,7 +221,7 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
                     os.truncate(shard, shard.stat().st_size // 2)
             jobs.append(job(ranks, again, ["fit", "--resume", str(again)]))
             expected[again] = (run, ranks)
-    all_well(jobs)
+    assert_all_succeed(jobs)
     for again, (run, ranks) in expected.items():
         assert [r["tokens"] for r in rows(again)] == [r["tokens"] for r in rows(run)]
         if ranks == 2:
@@ -241,7 +243,7 @@ def test_a_run_goes_on_with_as_many_ranks_or_others(
     one = fit(tiny_language(**dry | {"optim_accumulate": 4}), out=tmp_path / "one")
     again = stopped_at(one, 4, tmp_path / "one-on-2")
     words = ["fit", "--resume", str(again), "--strategy", "ddp"]
-    all_well([job(2, again, words)])
+    assert_all_succeed([job(2, again, words)])
     assert losses(again) == pytest.approx(losses(one), rel=1e-6)
     assert [r["tokens"] for r in rows(again)] == [r["tokens"] for r in rows(one)]
 
@@ -250,14 +252,14 @@ def test_slurm_starts_the_ranks(text_folder: Path, shared: Path, tmp_path: Path)
     out = tmp_path / "run"
     words = fit_words("lm", text_folder, out, "ddp", model_dropout=0, train_max_steps=5)
     words += ["--norm", "rmsnorm", "--devices", "2", "--nodes", "1"]
-    all_well([job(2, out, words) | {"slurm": True}])
+    assert_all_succeed([job(2, out, words) | {"slurm": True}])
     assert Path(f"{out}.log.0").read_text().splitlines()[-1] == str(out)
     assert Path(f"{out}.log.1").read_text() == ""
     assert len(losses(out)) == 5
     assert losses(out)[0] == losses(shared / "lm-ddp-rmsnorm")[0]
 
 
-def test_a_number_of_ranks_that_cannot_share_an_update_is_refused(
+def test_a_number_of_ranks_that_cannot_share_a_step_is_refused(
     tiny_language: Build, tmp_path: Path
 ) -> None:
     run = fit(tiny_language(optim_accumulate=4, train_max_steps=4), out=tmp_path / "run")
@@ -277,7 +279,7 @@ def test_a_number_of_ranks_that_cannot_share_an_update_is_refused(
         ({}, {"compile": True}, "--compile"),
     ],
 )
-def test_what_shards_cannot_do_is_refused_before_anything_is_made(
+def test_options_that_fsdp2_lacks_are_refused_before_anything_is_written(
     changes: dict[str, Any],
     options: dict[str, Any],
     named: str,
@@ -295,7 +297,7 @@ def test_evaluation_on_two_ranks_finds_what_one_finds(
     translation = shutil.copytree(learned["plain"], tmp_path / "translation")
     language = shutil.copytree(shared / "lm-ddp-rmsnorm", tmp_path / "language")
     runs = [translation, language]
-    all_well([job(2, run, ["evaluate", str(run), "--json"]) for run in runs])
+    assert_all_succeed([job(2, run, ["evaluate", str(run), "--json"]) for run in runs])
     for run in runs:
         theirs = json.loads(Path(f"{run}.log.0").read_text().splitlines()[-1])
         assert Path(f"{run}.log.1").read_text() == ""
@@ -312,7 +314,7 @@ def test_evaluation_on_two_ranks_finds_what_one_finds(
             assert theirs["tokens"] == ours["tokens"]
 
 
-def test_a_mistake_is_said_once(shared: Path, tmp_path: Path) -> None:
+def test_a_user_error_is_reported_once(shared: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(shared / "lm-ddp-rmsnorm"), "--split", "tset"]
     assert on_ranks([job(2, tmp_path / "tset", words)]) == [[2, 2]]
     said = (tmp_path / "tset.log.0").read_text()
@@ -329,7 +331,7 @@ def test_two_ranks_fine_tune_a_language_model_and_resume(
     run, again = tmp_path / "run", tmp_path / "again"
     changes = {"train_max_steps": 10, "model_dropout": 0.2}
     words = [*fit_words("lm", text_folder, run, "ddp", **changes), "--init-from", str(begun)]
-    all_well([job(2, run, [*words, "--norm", "rmsnorm"])])
+    assert_all_succeed([job(2, run, [*words, "--norm", "rmsnorm"])])
     whole_rows = rows(run)
     assert [row["step"] for row in whole_rows if row["epoch"]] == [str(i) for i in range(1, 11)]
     assert whole_rows[0]["tokens"] == "128"  # 64 of each rank
@@ -341,7 +343,7 @@ def test_two_ranks_fine_tune_a_language_model_and_resume(
     whole = evaluate(run / "checkpoints" / "last.ckpt", split="valid")
     assert float(whole_rows[-1]["val_loss"]) == pytest.approx(whole["loss"], rel=1e-6)
     shutil.rmtree(begun)
-    all_well([job(2, stopped_at(run, 4, again), ["fit", "--resume", str(again)])])
+    assert_all_succeed([job(2, stopped_at(run, 4, again), ["fit", "--resume", str(again)])])
     assert rows(again) == whole_rows
     theirs = weights_of(again)
     assert all(torch.equal(w, theirs[name]) for name, w in weights_of(run).items())

@@ -166,7 +166,7 @@ def test_a_resumed_run_keeps_the_best_of_before(tmp_path: Path) -> None:
     assert step_of(tmp_path, "last.ckpt") == 10
 
 
-def test_a_kill_between_last_and_best_is_put_right(tmp_path: Path) -> None:
+def test_a_kill_between_last_and_best_is_repaired(tmp_path: Path) -> None:
     first = Trainer(callback(tmp_path, keep=9))
     first.train({5: 1.0, 10: 2.0}, until=10)
     folder = tmp_path / "checkpoints"

@@ -161,7 +161,7 @@ def test_the_recorder_sums_accumulated_losses_and_counts_real_tokens() -> None:
     assert trainer.rows[-1][1]["tokens"] == 60
 
 
-def test_a_loss_that_is_no_number_ends_the_run() -> None:
+def test_a_nan_loss_ends_the_run() -> None:
     trainer: Any = Steps(accumulate=1)
     with pytest.raises(RunError, match=r"the loss is nan at step 2; lower optim\.lr"):
         trainer.train(Recorder(log_every=1), [1.0, math.nan])
