@@ -23,20 +23,18 @@ struct Row {
 
 // Write the statistics of a row in the order of SAVED.
 INLINE void pack(int kind, const Row& row, float* to) {
-  if (kind == TANH) return;
-  to[0] = row.r, to[1] = row.factor;
-  if (kind == CRMS) to[2] = row.sum;
-  else if (kind == L2) to[2] = row.above_eps;
-  else if (kind != RMS) to[2] = row.mean, to[3] = row.rest;
+  const int count = columns(kind);
+  if (count > 0) to[0] = row.r, to[1] = row.factor;
+  if (count == 3) to[2] = kind == CRMS ? row.sum : row.above_eps;
+  if (count == 4) to[2] = row.mean, to[3] = row.rest;
 }
 
 INLINE Row unpack(int kind, const float* from) {
+  const int count = columns(kind);
   Row row;
-  if (kind == TANH) return row;
-  row.r = from[0], row.factor = from[1];
-  if (kind == CRMS) row.sum = from[2];
-  else if (kind == L2) row.above_eps = from[2];
-  else if (kind != RMS) row.mean = from[2], row.rest = from[3];
+  if (count > 0) row.r = from[0], row.factor = from[1];
+  if (count == 3) (kind == CRMS ? row.sum : row.above_eps) = from[2];
+  if (count == 4) row.mean = from[2], row.rest = from[3];
   return row;
 }
 
