@@ -19,6 +19,11 @@ CASES = [*(kind for kind in KINDS if kind != "detach"), *(f"detach-{what}" for w
 CASES += ["rms-partial", "l2-vector"]
 
 
+def supported(backend: str) -> list[str]:
+    """The cases for which a backend has kernels."""
+    return [case for case in CASES if backend in KINDS[case.partition("-")[0]].saved]
+
+
 @dataclass
 class Target:
     """A backend under test and where its tensors are."""

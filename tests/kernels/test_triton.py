@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from fused_cases import CASES, F32, make
+from fused_cases import F32, make, supported
 from torch import Tensor
 
 TRITON = importlib.util.find_spec("triton") is not None
@@ -28,6 +28,7 @@ NAMES = ("forward_rows", "backward_rows", "finalize", "forward_wide", "backward_
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 
 
+@pytest.mark.extended
 def test_kernels_without_triton() -> None:
     """Importing the kernels does not import Triton, which takes seconds."""
     code = "import sys, normtrain.kernels; sys.exit('triton' in sys.modules)"
@@ -169,7 +170,7 @@ def test_long_rows_compiled_for_a_gpu(compiled: dict[str, Compiled]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("d", [1, 100, 20000])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", supported("triton"))
 def test_every_kind_compiled_for_a_gpu(
     case: str, d: int, fused: bool, compiled: dict[str, Compiled]
 ) -> None:

@@ -26,7 +26,6 @@ if INTERPRETED:
     import triton_bfloat16  # noqa: F401
 from fused_cases import (  # noqa: E402
     BF16,
-    CASES,
     F16,
     F32,
     assert_near,
@@ -37,6 +36,7 @@ from fused_cases import (  # noqa: E402
     make,
     make_target,
     rows_of_all_sizes,
+    supported,
 )
 
 from normtrain.kernels import triton as launch  # noqa: E402
@@ -57,7 +57,9 @@ def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_blocks")
-@pytest.mark.parametrize("case", [c for c in CASES if c not in ("detach-both", "l2-vector")])
+@pytest.mark.parametrize(
+    "case", [c for c in supported("triton") if c not in ("detach-both", "l2-vector")]
+)
 def test_rows_longer_than_a_block(case: str) -> None:
     check(TARGET, case, rows_of_all_sizes(13, F32, DEVICE, ordinary=1)[::3].contiguous(), F32)
 
@@ -102,7 +104,7 @@ MIXES = [(F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F16, F16)]
 
 
 @ON_GPU
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", supported("triton"))
 def test_real_lengths(case: str) -> None:
     for d in LENGTHS:
         count = max(3, min(6000, 2**23 // d))
