@@ -27,19 +27,17 @@ class NormMonitorHooks:
     In steps `every`, 2 * `every`, … it measures one batch (the first, if gradients are
     accumulated) and logs for each norm, as ``norms/<module name>/<number>``:
 
-    ==================  ==========================================================================
-    ``input_mean``      mean of all input values
-    ``input_rms``       their root mean square
-    ``input_std``       their standard deviation
-    ``near_zero_rows``  share of the rows (values normalized together: a position's features, a
-                        batch norm's channel, a group) whose variance is below `near_zero`
-    ``output_rms``      root mean square of the output
-    ``gain_mean``, ``gain_min``, ``gain_max``, ``gain_std``
-                        of the gain (Gemma's stored ``w`` counts as ``1 + w``); absent without one
-    ``gradient_norm``   Euclidean norm of the gradient with respect to the output, of the loss
-                        that the training step returned: loss scaling and accumulation are
-                        undone; absent if the output is the input itself
-    ==================  ==========================================================================
+    - ``input_mean``: mean of all input values
+    - ``input_rms``: their root mean square
+    - ``input_std``: their standard deviation
+    - ``near_zero_rows``: share of the rows (values normalized together: a position's features, a
+      batch norm's channel, a group) whose variance is below `near_zero`
+    - ``output_rms``: root mean square of the output
+    - ``gain_mean``, ``gain_min``, ``gain_max``, ``gain_std``: of the gain (Gemma's stored ``w``
+      counts as ``1 + w``); absent without one
+    - ``gradient_norm``: Euclidean norm of the gradient with respect to the output, of the loss that
+      the training step returned: loss scaling and accumulation are undone; absent if the output is
+      the input itself
 
     `last` holds the newest numbers as ``{module name: {number: float}}`` and `step` their step.
 
