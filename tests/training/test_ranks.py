@@ -106,14 +106,12 @@ def test_two_ranks_have_the_losses_of_one_process_on_the_same_batches(
         assert row["tokens"] == rows(one)[-1]["tokens"]
 
 
-def test_two_ranks_with_muon_lose_what_one_process_loses(
+def test_two_ranks_with_muon_have_the_losses_of_one_process(
     tiny_language: Build, text_folder: Path, tmp_path: Path
 ) -> None:
     settings = {"model_dropout": 0, "optim_name": "muon", **THIRTY}
     two = tmp_path / "two"
-    assert_all_succeed(
-        [job(2, two, fit_words("lm", text_folder, two, "ddp", **settings))], tmp_path
-    )
+    assert_all_succeed([job(2, two, fit_words("lm", text_folder, two, "ddp", **settings))])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as the ranks have
     try:
