@@ -1,7 +1,7 @@
 """Hugging Face's GPT-2 format (Radford et al. 2019).
 
 Pre-norm LayerNorm, learned positions, biases everywhere but in the output matrix. Its linear
-layers (``Conv1D``) hold their matrices as ``(in, out)``, which is transposed here.
+layers (``Conv1D``) store matrices as ``(in, out)``; they are transposed here.
 """
 
 from __future__ import annotations
@@ -15,20 +15,25 @@ from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
 
 IGNORED = ("*.attn.bias", "*.attn.masked_bias")
-"""Weights that old files carry though they are the causal mask."""
+"""The causal mask, which old files store."""
+VOCAB_SIZE = 50257
 
 _FORM = "GPT-2"
 _ACTIVATIONS = {"gelu-tanh": "gelu_new", "gelu": "gelu", "relu": "relu"}
-# gelu_pytorch_tanh is torch's own name of gelu_new's formula.
+# gelu_pytorch_tanh is torch's name for the formula of gelu_new.
 _THEIRS = {"gelu_new": "gelu-tanh", "gelu_pytorch_tanh": "gelu-tanh", "gelu": "gelu",
            "relu": "relu"}  # fmt: skip
 
 
-def to_config(section: CausalLMConfig, model_type: str = "gpt2") -> dict[str, Any]:
-    """The ``config.json`` of a model, without its vocabulary.
+def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
+    """Return the ``config.json`` of a model, without its vocabulary.
+
+    Args:
+        section: config of the model.
+        model_type: ``"gpt2"``.
 
     Raises:
-        UserError: the format has no such model; the key is named.
+        UserError: the format has no such model; the message names the key.
     """
     require(_FORM, section, placement="pre", positions="learned", qk_norm="none", bias=True)
     require(_FORM, section, activation=tuple(_ACTIVATIONS))
@@ -58,10 +63,10 @@ def to_config(section: CausalLMConfig, model_type: str = "gpt2") -> dict[str, An
 
 
 def from_config(config: Config) -> dict[str, Any]:
-    """What a ``config.json`` says of the model, by the keys of the recipe's model section.
+    """Return the values of the recipe's model section that a ``config.json`` describes.
 
     Raises:
-        UserError: a key is missing, wrong, or asks for what this package's models don't compute.
+        UserError: a key is missing, wrong, or asks for something unsupported.
     """
     d_model, heads = config.whole("n_embd", 768), config.whole("n_head", 12)
     if d_model % heads:
@@ -71,7 +76,7 @@ def from_config(config: Config) -> dict[str, Any]:
     config.only("add_cross_attention", False)
     config.only("activation_function", *_THEIRS)
     dropout = config.fraction("resid_pdrop", 0.1)
-    config.only("embd_pdrop", dropout)  # one key here
+    config.only("embd_pdrop", dropout)  # normtrain has one key for both
     return {
         "norm": str(NormSpec("layernorm", {"eps": config.number("layer_norm_epsilon", 1e-5)})),
         "norm_rules": [],
@@ -99,7 +104,7 @@ def from_config(config: Config) -> dict[str, Any]:
 
 
 def slots(section: CausalLMConfig, vocab_size: int) -> list[Slot]:
-    """Where each weight lies, in either direction."""
+    """List where each weight is in the format."""
     d, ff = section.d_model, section.d_ff
     table = [
         slot("embedding.weight", "transformer.wte.weight", vocab_size, d),

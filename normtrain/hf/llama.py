@@ -1,8 +1,8 @@
-"""Hugging Face's Llama format, and Qwen3's, which is Llama's with norms on queries and keys.
+"""Hugging Face's Llama format, and Qwen3's: Llama with norms on queries and keys.
 
-Touvron et al. 2023 (LLaMA): pre-norm RMSNorm, rotary positions, SwiGLU. Rotary pairs are feature i
-and i + d/2 there as here, so weights move as they are; query, key and value are three matrices
-there and the rows of one here, and so are gate and value of SwiGLU.
+Touvron et al. 2023 (LLaMA): pre-norm RMSNorm, rotary positions, SwiGLU. Both libraries pair rotary
+features i and i + d/2, so weights need no permutation. Query, key and value are three matrices in
+the format and one matrix here, and so are gate and up projection of SwiGLU.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
 
 IGNORED = ("*.rotary_emb.inv_freq",)
-"""Weights that old files carry though they follow from the sizes."""
+"""Weights of old files that follow from the sizes."""
+VOCAB_SIZE = 32000
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _NAMES = {"llama": "Llama", "qwen3": "Qwen3"}
 
 
 def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
-    """The ``config.json`` of a model, without its vocabulary.
+    """Return the ``config.json`` of a model, without its vocabulary.
 
     Args:
-        section: the recipe's model section.
+        section: config of the model.
         model_type: ``"llama"`` or ``"qwen3"``.
 
     Raises:
-        UserError: the format has no such model; the key is named.
+        UserError: the format has no such model; the message names the key.
     """
     form = _NAMES[model_type]
     require(form, section, placement="pre", positions="rotary", activation="swiglu")
@@ -53,7 +54,7 @@ def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": section.max_positions,
         "rms_norm_eps": eps,
-        # Both ways of writing it: the second is that of transformers 5.
+        # transformers 4 reads rope_theta, transformers 5 rope_parameters.
         "rope_theta": section.rotary_base,
         "rope_parameters": {"rope_type": "default", "rope_theta": section.rotary_base},
         **biases,
@@ -73,7 +74,7 @@ def _check_query_norm(section: CausalLMConfig, model_type: str, eps: float) -> N
     if spec.name != "rmsnorm":
         raise refusal("Qwen3", "qk_norm", spec, "only rmsnorm")
     if section.bias:
-        raise refusal("Qwen3", "bias", True, "no bias in its feed-forward layers")
+        raise refusal("Qwen3", "bias", True, "no bias in feed-forward layers")
     options = {"bias": False, "eps_mode": "inside"}
     own = shared_eps("Qwen3", {"the queries": spec}, "rmsnorm", options)
     if own != eps:
@@ -81,10 +82,10 @@ def _check_query_norm(section: CausalLMConfig, model_type: str, eps: float) -> N
 
 
 def from_config(config: Config) -> dict[str, Any]:
-    """What a ``config.json`` says of the model, by the keys of the recipe's model section.
+    """Return the values of the recipe's model section that a ``config.json`` describes.
 
     Raises:
-        UserError: a key is missing, wrong, or asks for what this package's models don't compute.
+        UserError: a key is missing, wrong, or asks for something unsupported.
     """
     model_type = config.values["model_type"]
     heads = config.whole("num_attention_heads")
@@ -96,10 +97,10 @@ def from_config(config: Config) -> dict[str, Any]:
     if heads % kv_heads:
         raise config.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
     config.only("hidden_act", "silu")
-    if config.flag("use_sliding_window", model_type != "qwen3"):  # Qwen3's may be named and off
+    if config.flag("use_sliding_window", model_type != "qwen3"):  # Qwen3 has a flag for it
         config.only("sliding_window", None)
     if any(kind != "full_attention" for kind in config.values.get("layer_types") or ()):
-        raise config.wrong("layer_types", "full_attention alone: every token sees all before it")
+        raise config.wrong("layer_types", "full_attention for every layer")
     eps = config.number("rms_norm_eps", 1e-6)
     norm = str(NormSpec("rmsnorm", {"eps": eps}))
     return {
@@ -130,15 +131,13 @@ def _bias(config: Config, model_type: str) -> bool:
     attention = config.flag("attention_bias", False)
     feed_forward = config.flag("mlp_bias", False) if model_type == "llama" else False
     if attention != feed_forward:
-        wanted = (
-            f"{str(feed_forward).lower()}: normtrain's layers have biases everywhere or nowhere"
-        )
+        wanted = f"{str(feed_forward).lower()}, as in the feed-forward layers"
         raise config.wrong("attention_bias", wanted)
     return attention
 
 
 def _rotary_base(config: Config) -> float:
-    """Theta, from its old place or its new one; scaled positions are refused."""
+    """Return theta, from the key of transformers 4 or 5; refuse scaled positions."""
     config.only("partial_rotary_factor", None, 1.0)
     base = config.values.get("rope_theta")
     for key in ("rope_scaling", "rope_parameters"):
@@ -147,18 +146,18 @@ def _rotary_base(config: Config) -> float:
             continue
         kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else ""
         if kind != "default" or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise config.wrong(key, "null or of rope_type default: scaled rotary positions are not "
-                               "among normtrain's")  # fmt: skip
+            raise config.wrong(key, "null or of rope_type default; scaled rotary positions are "
+                               "unsupported")  # fmt: skip
         base = rope.get("rope_theta", base)
     if base is None:
         return 10000.0
     if type(base) not in (int, float) or not 0 < base < float("inf"):
-        raise config.wrong("rope_theta", "a number above 0")
+        raise config.wrong("rope_theta", "a number > 0")
     return float(base)
 
 
 def slots(section: CausalLMConfig, vocab_size: int) -> list[Slot]:
-    """Where each weight lies, in either direction."""
+    """List where each weight is in the format."""
     d, ff = section.d_model, section.d_ff
     kv = d // section.heads * (section.kv_heads or section.heads)
     table = [

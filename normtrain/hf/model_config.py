@@ -1,4 +1,4 @@
-"""Reading another program's ``config.json``: each value checked, each refusal naming its key."""
+"""Read a ``config.json`` of Hugging Face; errors name the key."""
 
 from __future__ import annotations
 
@@ -14,32 +14,36 @@ CONFIG = "config.json"
 
 
 class Config:
-    """A ``config.json``.
+    """The values of a ``config.json``, checked as they are read.
 
     Args:
-        values: what is in it.
-        where: the file, for messages.
+        values: the content of the file.
+        where: path of the file, for error messages.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str) -> None:
         self.values, self.where = values, where
 
     def whole(self, key: str, default: int | None = None) -> int:
-        """A whole number of 1 or more; ``default`` stands for a missing key and null.
+        """Return an integer >= 1.
+
+        Args:
+            key: name of the value.
+            default: for a missing key or null; None makes the key required.
 
         Raises:
-            UserError: it is something else, or missing without a default.
+            UserError: the value is something else, or is missing and has no default.
         """
         value = self._given(key, default)
         if type(value) is not int or value < 1:
-            raise self.wrong(key, "a whole number of 1 or more")
+            raise self.wrong(key, "an integer >= 1")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A finite number; ``default`` as for :meth:`whole`.
+        """Return a finite number; arguments as for :meth:`whole`.
 
         Raises:
-            UserError: it is something else, or missing without a default.
+            UserError: the value is something else, or is missing and has no default.
         """
         value = self._given(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
@@ -47,21 +51,21 @@ class Config:
         return float(value)
 
     def fraction(self, key: str, default: float) -> float:
-        """A number of 0 or more and below 1, as a dropout is.
+        """Return a number >= 0 and < 1, such as a dropout.
 
         Raises:
-            UserError: it is something else.
+            UserError: the value is something else.
         """
         value = self.number(key, default)
         if not 0 <= value < 1:
-            raise self.wrong(key, "a number of 0 or more and below 1")
+            raise self.wrong(key, "a number >= 0 and < 1")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false.
+        """Return true or false.
 
         Raises:
-            UserError: it is something else.
+            UserError: the value is something else.
         """
         value = self._given(key, default)
         if type(value) is not bool:
@@ -69,17 +73,21 @@ class Config:
         return value
 
     def only(self, key: str, *allowed: Any) -> None:
-        """See that a key, where it is there, has a value that this package can compute.
+        """Check that a key is absent or has a supported value.
+
+        Args:
+            key: name of the value.
+            allowed: supported values.
 
         Raises:
-            UserError: it has another.
+            UserError: it has another value.
         """
         if key in self.values and self.values[key] not in allowed:
             shown = " or ".join(json.dumps(value) for value in allowed)
-            raise self.wrong(key, f"{shown}: normtrain's models compute nothing else")
+            raise self.wrong(key, f"{shown}; other values are unsupported")
 
     def wrong(self, key: str, wanted: str) -> UserError:
-        """The refusal of a key's value."""
+        """Return the error for the value of a key, with what it must be."""
         shown = json.dumps(self.values.get(key))
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         found = f"{key} is {shown}" if key in self.values else f"{key} is missing"
@@ -88,7 +96,7 @@ class Config:
     def _given(self, key: str, default: Any) -> Any:
         value = self.values.get(key)
         if value is None and default is None:
-            raise UserError(f"{self.where}: {key} is missing, and the model can't be built without")
+            raise UserError(f"{self.where}: {key} is missing")
         return default if value is None else value
 
 
@@ -96,18 +104,18 @@ def read_config(folder: Path) -> Config:
     """Read the ``config.json`` of a folder.
 
     Raises:
-        UserError: there is no such file, or it is no JSON object.
-        RunError: it can't be read.
+        UserError: the file does not exist or is not a JSON object.
+        RunError: it cannot be read.
     """
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no model: there is no {CONFIG} in it") from None
+        raise UserError(f"{folder} is not a model folder: {CONFIG} not found") from None
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror or error}") from error
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON; save the model again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no JSON object; save the model again")
+        raise UserError(f"{path} is not a JSON object; save the model again")
     return Config(values, str(path))

@@ -1,4 +1,4 @@
-"""A trained model as read from somewhere, and putting its weights into a model of ours."""
+"""A pretrained model that was read from a folder or checkpoint, and loading its weights."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from normtrain.errors import UserError
 from normtrain.models import build_model
 from normtrain.models.config import CausalLMConfig
 
-# Weights that another norm may lack, have besides, or have in another shape.
+# Weights of norms: a model with other norms may lack them or have them in another shape.
 _OF_A_NORM = re.compile(r"(^|\.)(norm|norm_out|q_norm|k_norm|embedding_norm)\.")
-# Keys that shape the weights that are no norm's, or say what they mean.
+# Keys that decide the shapes or the meaning of all other weights.
 _FIXED = (
     *("d_model", "d_stream", "heads", "kv_heads", "layers", "d_ff", "activation"),
     *("positions", "rotary_base", "bias", "head_bias", "tie"),
@@ -31,14 +31,14 @@ class Pretrained:
     """A language model as a folder or a checkpoint holds it.
 
     Attributes:
-        place: the folder or file, as it was named.
-        model_type: ``"llama"``, ``"qwen3"``, ``"gpt2"`` or ``"normtrain"``.
-        model: what it says of the model, by the keys of the recipe's model section; what it does
-            not say (a dropout, mostly) is left out.
+        place: path of the folder or file.
+        model_type: one of `normtrain.hf.FORMATS`, or ``"normtrain"``.
+        model: values of the recipe's model section; those that the source does not have, such as
+            a dropout, are left out.
         weights: in float32, by the names of `normtrain.models.CausalLM`.
         tokenizer: of running text; it has as many ids as the embedding has rows.
-        sha256: of the file of weights.
-        notes: sentences on what was changed in reading.
+        sha256: of the weights file.
+        notes: messages about what was changed in reading.
     """
 
     place: str
@@ -51,7 +51,7 @@ class Pretrained:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Where the weights come from, as a checkpoint records it."""
+        """The source of the weights, as a checkpoint records it."""
         return {
             "from": Path(self.place).resolve().name,
             "model_type": self.model_type,
@@ -59,18 +59,18 @@ class Pretrained:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What it decides of a recipe, by dotted key; what a user asks for goes above it."""
+        """Return the recipe values that it decides, by dotted key."""
         kind = self.tokenizer.kind
         size = None if kind == "byte" else self.tokenizer.vocab_size
         model = {f"model.{key}": value for key, value in self.model.items()}
         return {**model, "data.tokenizer": kind, "data.vocab_size": size}
 
     def check(self, recipe: Recipe) -> None:
-        """See that a recipe describes a model that these weights fit, but for its norms.
+        """Check that the weights fit the model of a recipe, except for its norms.
 
         Raises:
-            UserError: a size, or what a weight means, is another, or a weight is missing, left
-                over, or of another shape; the key or the weight is named.
+            UserError: a key of the recipe differs, or a weight is missing, left over, or has
+                another shape; the message names it.
         """
         ours, theirs = cast(CausalLMConfig, recipe.model), CausalLMConfig(**self.model)
         fixed = [*_FIXED, *(["max_positions"] if theirs.positions == "learned" else [])]
@@ -85,8 +85,8 @@ class Pretrained:
         for key, (asked, there) in wanted.items():
             if asked != there:
                 raise UserError(
-                    f"{key} is {_shown(asked)}, but {self.place} has {_shown(there)} there; leave "
-                    "the key out, since the pretrained model decides it"
+                    f"{key} must be {_shown(there)} as in {self.place}, got {_shown(asked)}; leave "
+                    "the key out to use the pretrained model's value"
                 )
         with torch.device("meta"):
             matched(build_model(ours, self.tokenizer.vocab_size), self.weights)
@@ -94,12 +94,12 @@ class Pretrained:
 
 @dataclass
 class Loaded:
-    """Which weights of a model are pretrained ones, by name.
+    """Names of the weights that `load_into` loaded and did not load.
 
     Attributes:
-        loaded: those that are.
-        fresh: those that start as in any new model.
-        dropped: pretrained ones that the model has no place for.
+        loaded: weights of the model that are pretrained.
+        fresh: weights of the model that keep their initial values.
+        dropped: pretrained weights that the model does not have.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -116,17 +116,20 @@ class Loaded:
 
 
 def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
-    """Put pretrained weights into a model, in place.
+    """Copy pretrained weights into a model, in place.
 
-    Weights of norms go where name and shape fit, so that a model may have other norms than the
-    pretrained one; everything else has to fit.
+    Weights of norms are copied where name and shape match, so the model may have other norms than
+    the pretrained one; all other weights must match.
 
     Args:
         model: a `normtrain.models.CausalLM`.
-        weights: by its names.
+        weights: by the names of the model.
+
+    Returns:
+        What was loaded.
 
     Raises:
-        UserError: a weight that is no norm's is missing, left over, or of another shape.
+        UserError: a weight that is not of a norm is missing, left over, or has another shape.
     """
     report, state = matched(model, weights), model.state_dict()
     with torch.no_grad():
@@ -136,10 +139,10 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
 
 
 def matched(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
-    """Which weights `load_into` would put where; the model may be on no memory.
+    """Return what `load_into` would load; the model may be on the meta device.
 
     Raises:
-        UserError: as `load_into` does.
+        UserError: as for `load_into`.
     """
     report, state = Loaded(), model.state_dict()
     for name, place in state.items():
@@ -149,14 +152,14 @@ def matched(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
         elif _OF_A_NORM.search(name):
             report.fresh.append(name)
         else:
-            what = "is missing" if found is None else f"has shape {tuple(found.shape)}"
+            got = "nothing" if found is None else tuple(found.shape)
             raise UserError(
-                f"the pretrained weight {name} {what}; the model's has shape {tuple(place.shape)}"
+                f"pretrained weight {name} must have shape {tuple(place.shape)}, got {got}"
             )
     report.dropped = [name for name in weights if name not in report.loaded]
     for name in report.dropped:
         if not _OF_A_NORM.search(name):
-            raise UserError(f"the model has no place for the pretrained weight {name}")
+            raise UserError(f"unexpected pretrained weight {name}, which the model does not have")
     return report
 
 

@@ -1,4 +1,4 @@
-"""Whether a model of ours can be written in another format; one sentence where it can't."""
+"""Check whether a model can be written in a Hugging Face format."""
 
 from __future__ import annotations
 
@@ -11,26 +11,31 @@ from normtrain.norms.registry import lookup
 
 
 def refusal(form: str, key: str, value: Any, wanted: str) -> UserError:
-    """The refusal to write a model in a format.
+    """Return the error for a model that a format does not have.
 
     Args:
-        form: whose format, as in ``"Llama"``.
+        form: name of the format, such as ``"Llama"``.
         key: of the recipe's model section.
-        value: what it is.
-        wanted: what the format has there instead.
+        value: of the key.
+        wanted: what the format has instead.
     """
     shown = "null" if value is None else str(value).lower() if type(value) is bool else value
     return UserError(
         f"model.{key} is {shown}, but {form}'s format has {wanted}; train such a model, or use "
-        "'normtrain export' without --format, which writes any"
+        "'normtrain export' without --format, which takes any model"
     )
 
 
 def require(form: str, section: CausalLMConfig, **wanted: Any) -> None:
-    """See that keys of a model have the only values that a format has.
+    """Check that keys of a model have values that a format has.
+
+    Args:
+        form: name of the format.
+        section: config of the model.
+        wanted: by key, the only value, or a tuple of values.
 
     Raises:
-        UserError: the first that has another.
+        UserError: a key has another value.
     """
     for key, value in wanted.items():
         allowed = value if isinstance(value, tuple) else (value,)
@@ -40,23 +45,23 @@ def require(form: str, section: CausalLMConfig, **wanted: Any) -> None:
 
 
 def common_eps(form: str, section: CausalLMConfig, norm: str, **options: Any) -> float:
-    """The eps of a pre-norm decoder's norms, which must all be the same one.
+    """Return the eps that all norms of a pre-norm decoder share.
 
     Args:
-        form: whose format.
-        section: the model.
-        norm: the name of the norm that the format has.
-        options: the values of that norm's options that the format has.
+        form: name of the format.
+        section: config of the model.
+        norm: name of the format's norm.
+        options: values of that norm's options in the format.
 
     Raises:
-        UserError: another norm, an option with another value, or two values of eps.
+        UserError: a norm is another one, an option has another value, or there are two eps.
     """
     rules = NormRules.of(section.norm, section.norm_rules)
     return shared_eps(form, {site: rules.spec_for(site) for site in _sites(section)}, norm, options)
 
 
 def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[str, Any]) -> float:
-    """The eps of norms by their place; see `common_eps`."""
+    """Return the eps that norms share, given by module name; as `common_eps`."""
     defaults = lookup(norm).info.options
     found: dict[float, str] = {}
     for site, spec in specs.items():
@@ -74,7 +79,7 @@ def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[s
 
 
 def _sites(section: CausalLMConfig) -> list[str]:
-    """Full names of a pre-norm decoder's norms."""
+    """List the module names of the norms of a pre-norm decoder."""
     layers = [
         f"decoder.layers.{i}.{sublayer}_residual.norm"
         for i in range(section.layers)

@@ -1,4 +1,4 @@
-"""Where each weight of ours lies in another format, and moving weights by such a table."""
+"""Map weight names and layouts between this package and another format."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from normtrain.errors import UserError
 
 @dataclass(frozen=True)
 class Slot:
-    """One weight of ours and the weights of theirs that it is made of.
+    """One weight of this package and the weights of the format that it is made of.
 
     Attributes:
         ours: its name in `normtrain.models.CausalLM`.
-        parts: their names and shapes; ours is their concatenation along the rows.
-        transposed: whether theirs are ``(in, out)``, where ours are ``(out, in)``.
+        parts: names and shapes in the format; concatenated along the rows they are the weight.
+        transposed: whether matrices of the format are ``(in, out)``, instead of ``(out, in)``.
     """
 
     ours: str
@@ -28,15 +28,19 @@ class Slot:
 
 
 def slot(ours: str, theirs: str, *shape: int, transposed: bool = False) -> Slot:
-    """A weight that is one weight there too; ``shape`` is theirs."""
+    """Return the slot of a weight that is one weight, of ``shape``, in the format too."""
     return Slot(ours, ((theirs, shape),), transposed)
 
 
 def to_theirs(slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their weights from ours; every one is a tensor of its own.
+    """Return the weights of the format; no two share memory.
+
+    Args:
+        slots: of the format.
+        weights: state dict of a `normtrain.models.CausalLM`.
 
     Raises:
-        KeyError: a weight is missing; a checkpoint that was loaded has them all.
+        KeyError: a weight is missing.
     """
     made = {}
     for each in slots:
@@ -49,20 +53,20 @@ def to_theirs(slots: Iterable[Slot], weights: Mapping[str, Tensor]) -> dict[str,
 def to_ours(
     slots: Sequence[Slot], tensors: Mapping[str, Tensor], ignored: Sequence[str], where: str
 ) -> dict[str, Tensor]:
-    """Our weights from theirs, all of which must be known.
+    """Return the state dict of a `normtrain.models.CausalLM` from weights of the format.
 
     Args:
-        slots: where each lies.
-        tensors: theirs, by name.
-        ignored: patterns of names that may be there and hold nothing trained.
-        where: the folder, for messages.
+        slots: of the format.
+        tensors: weights of the format by name.
+        ignored: patterns of names to skip.
+        where: the folder, for error messages.
 
     Raises:
-        UserError: a weight is missing, of another shape, or known to no slot.
+        UserError: a weight is missing, has another shape, or is in no slot.
     """
     wanted = {name: shape for each in slots for name, shape in each.parts}
     if missing := [name for name in wanted if name not in tensors]:
-        raise UserError(f"{where} lacks the weight {missing[0]}{_more(missing)}")
+        raise UserError(f"{where}: weight {missing[0]}{_more(missing)} not found")
     extra = [
         name
         for name in sorted(tensors.keys() - wanted.keys())
@@ -70,12 +74,12 @@ def to_ours(
     ]
     if extra:
         raise UserError(
-            f"{where} holds the weight {extra[0]}{_more(extra)}, which this model_type does not "
-            "have by its config.json; it can't be left out"
+            f"{where}: unexpected weight {extra[0]}{_more(extra)}, which a model of this "
+            "config.json does not have"
         )
     for name, shape in wanted.items():
         if (found := tuple(tensors[name].shape)) != shape:
-            raise UserError(f"{where}: {name} has shape {found}; by config.json it is {shape}")
+            raise UserError(f"{where}: {name} must have shape {shape} by config.json, got {found}")
     made = {}
     for each in slots:
         parts = [tensors[name] for name, _ in each.parts]

@@ -1,4 +1,4 @@
-"""A tokenizer as Hugging Face's ``AutoTokenizer`` reads it, and back."""
+"""Read and write the tokenizer of a model folder, as Hugging Face's ``AutoTokenizer`` does."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from normtrain.errors import RunError, UserError
 
 TOKENIZER = "tokenizer.json"
 OWN = "normtrain_tokenizer.json"
-"""Where a tokenizer lies that the `tokenizers` library can't hold."""
+"""The file of a tokenizer that the `tokenizers` library does not have."""
 
 
 def tokenizer_texts(tokenizer: TextTokenizer, longest: int) -> tuple[dict[str, str], str | None]:
-    """The files of a tokenizer by name.
+    """Return the files of a tokenizer by name.
 
     Args:
-        tokenizer: any of running text.
-        longest: tokens that the model takes at most.
+        tokenizer: of running text.
+        longest: longest sequence of the model, in tokens.
 
     Returns:
-        The files, and a sentence where Hugging Face can't use them.
+        The files, and a message if Hugging Face cannot read them.
     """
     text = tokenizer.to_json()
     plain = json.loads(text)
@@ -50,7 +50,7 @@ def tokenizer_texts(tokenizer: TextTokenizer, longest: int) -> tuple[dict[str, s
 
 
 def _token_of(rules: dict[str, Any], wanted: int) -> str:
-    """The text of an id: an added token's, or a word of the model's vocabulary."""
+    """Return the text of a token id."""
     for token in rules.get("added_tokens", ()):
         if token["id"] == wanted:
             return token["content"]
@@ -58,11 +58,11 @@ def _token_of(rules: dict[str, Any], wanted: int) -> str:
 
 
 def read_tokenizer(folder: Path) -> TextTokenizer:
-    """The tokenizer of a model's folder, of this package's or of the `tokenizers` library.
+    """Read the tokenizer of a model folder, of this package or of the `tokenizers` library.
 
     Raises:
-        UserError: there is none, or it can't be used.
-        RunError: a file can't be read.
+        UserError: there is none, or it is unsupported.
+        RunError: a file cannot be read.
     """
     own = folder / OWN
     if own.is_file():
@@ -73,7 +73,7 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
             plain = json.loads(_text(file))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON; save the tokenizer again") from error
-        if isinstance(plain, dict) and "kind" in plain:  # of an export in this package's own form
+        if isinstance(plain, dict) and "kind" in plain:  # an export in the native format
             return _own(file, _text(file))
     return bpe_from_folder(folder)
 
@@ -91,4 +91,4 @@ def _text(file: Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8; save the tokenizer again") from error
     except OSError as error:
-        raise RunError(f"can't read {file}: {error.strerror or error}") from error
+        raise RunError(f"cannot read {file}: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from normtrain import __version__
 from normtrain.errors import UserError, unknown_name
 from normtrain.files import as_utf8, write_folder
-from normtrain.hf.model_folder import FORMATS
+from normtrain.hf.formats import FORMATS
 from normtrain.hf.model_folder import write_folder as write_model_folder
 from normtrain.hf.weights import save_weights
 from normtrain.models.config import CausalLMConfig
@@ -31,8 +31,8 @@ def export(target: Path, folder: Path, *, format: str = NATIVE) -> str:
     Args:
         target: a run folder (its best checkpoint, else its last) or a checkpoint file.
         folder: a new or empty folder.
-        format: ``"native"``, which takes any model; or ``"llama"``, ``"qwen3"`` or ``"gpt2"``,
-            which `transformers` loads, for the language models that have these designs.
+        format: ``"native"``, which takes any model; or one of `normtrain.hf.FORMATS`, which
+            `transformers` loads, for the language models that have these designs.
 
     Returns:
         Lines that say what was written, and what the format could not take.

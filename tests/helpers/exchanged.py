@@ -1,4 +1,4 @@
-"""Tiny models of ours and of Hugging Face's, and their logits side by side."""
+"""Tiny models to write and read in Hugging Face's formats, and their logits."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bpe() -> TextTokenizer:
 
 
 def section(**values: Any) -> CausalLMConfig:
-    """A checked model section."""
+    """Return a model section that a recipe accepts."""
     return LanguageRecipe(
         name="x",
         model=CausalLMConfig(**values),
@@ -55,7 +55,7 @@ def section(**values: Any) -> CausalLMConfig:
 
 
 def scrambled(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every parameter away from where it starts, so that none can be left out unnoticed."""
+    """Change every parameter, so that a weight that is not copied changes the logits."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -200,7 +200,7 @@ def test_a_run_stopped_before_its_first_checkpoint(
     with pytest.raises(UserError, match="are not those that .*other started from"):
         resume(other)
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match=r"there is no .*folder"):
+    with pytest.raises(UserError, match="not found"):
         resume(gone)
 
 
@@ -299,5 +299,5 @@ def test_commands(
     assert_misuse(command("fit", "--recipe", "envi", "--init-from", "made"), "recipe envi is for")
     assert_misuse(
         command("fit", "--recipe", "lm", "--init-from", "made", "--set", "data.window=8",
-                "--set", "model.layers=9"), "model.layers is 9, but made has 1 there",
+                "--set", "model.layers=9"), "model.layers must be 1",
     )  # fmt: skip
