@@ -21,7 +21,7 @@ from normtrain.kernels.triton_math import (
     share_sum,
     whole_sum,
 )
-from normtrain.kernels.triton_rows import (
+from normtrain.kernels.triton_tiles import (
     load_gradients,
     load_stats,
     load_wide,
