@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from variants import NAMES, NO_EPS, SPECS, build, gradients, leaf, name_of, sampled, sharp
 
-from normtrain.norms import build_norm
+from normtrain.norms import build_norm, norm_info
 
 pytestmark = pytest.mark.extended
 
@@ -240,13 +240,10 @@ def test_rows_of_zeros_give_the_bias(spec: str, dim: int) -> None:
         assert all(g.isfinite().all() for g in found.values())
 
 
-CENTRING = ("adanorm", "detachnorm", "l1norm", "layernorm", "layernorm-simple", "linfnorm")
-
-
 @pytest.mark.parametrize(
     ("spec", "dim", "value"),
     sampled(
-        [s for s in SPECS if name_of(s) in (*CENTRING, "topknorm")],
+        [s for s in SPECS if "shift" in norm_info(name_of(s)).invariances],
         [1, 2, 7],
         [3.0, 1e4, -1e4, 1e-4, -3e38],
         each=4,

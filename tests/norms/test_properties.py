@@ -22,7 +22,7 @@ from variants import (
     sharp,
 )
 
-from normtrain.norms import NormSpec, build_norm, norm_names
+from normtrain.norms import NormSpec, build_norm, norm_info, norm_names
 
 MODES = ["inside", "outside"]
 
@@ -228,8 +228,8 @@ def matrices(draw: st.DrawFn) -> Tensor:
     return torch.tensor(draw(st.lists(spread, min_size=1, max_size=4)), dtype=torch.float64)
 
 
-SCALE_FREE = [name for name in NAMES if name not in ("derf", "dyt", "none")]
-CENTRING = [s for s in SCALE_FREE if "rms" not in s and s not in ("fixnorm", "scalenorm")]
+SCALE_FREE = [name for name in NAMES if "scale" in norm_info(name).invariances]
+CENTRING = [name for name in NAMES if "shift" in norm_info(name).invariances]
 
 
 @pytest.mark.parametrize("name", SCALE_FREE)
