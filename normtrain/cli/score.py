@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +20,7 @@ from normtrain.cli.common import (
     table,
 )
 from normtrain.errors import UserError
-from normtrain.files import as_utf8
+from normtrain.files import as_utf8, write_atomically
 from normtrain.ranks import is_first_process
 
 
@@ -184,21 +182,8 @@ def _write_whole(path: Path, lines: Iterable[str]) -> None:
         with path.open("w", encoding="utf-8", newline="\n") as stream:
             stream.writelines(f"{line}\n" for line in lines)
         return
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    text = "".join(f"{line}\n" for line in lines).encode()
+    write_atomically(path, lambda temporary: temporary.write_bytes(text))
 
 
 def _progress() -> Callable[[int, int], None]:
