@@ -1,4 +1,4 @@
-"""The norms and their options that the tests beside this file run over, and small helpers."""
+"""The norms and options that the tests of every norm run over, and small helpers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def has_parameters(spec: str) -> bool:
 
 
 def build(spec: str, dim: int, dtype: torch.dtype = torch.float64, **options: float) -> nn.Module:
-    """The norm with parameters that a wrong formula can't hide behind."""
+    """The norm with random parameters, so that a wrong formula is visible."""
     norm = build_norm(spec, dim, dtype=dtype, **options)
     for parameter in norm.parameters():
         nn.init.uniform_(parameter, 0.5, 1.5)
@@ -55,7 +55,7 @@ def build(spec: str, dim: int, dtype: torch.dtype = torch.float64, **options: fl
 
 
 def sharp(spec: str, dim: int) -> nn.Module:
-    """The norm in float64 with an eps that does not count; as it is where it has none."""
+    """The norm in float64 with a negligible eps, or without eps if it has none."""
     return build(spec, dim, **({} if name_of(spec) in NO_EPS else {"eps": 1e-30}))
 
 

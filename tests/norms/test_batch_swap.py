@@ -120,3 +120,9 @@ def test_wrong_swaps() -> None:
 def test_k_is_for_topk_only(kind: str) -> None:
     with pytest.raises(UserError, match="k is only used by 'topk'"):
         replace_batchnorm(nn.Sequential(nn.BatchNorm1d(3)), kind, k=3)
+
+
+def test_running_statistics_set_to_none_are_not_used() -> None:
+    norm = batch.L1BatchNorm1d(3)
+    norm.running_mean = norm.running_scale = None
+    assert norm(torch.randn(5, 3)).isfinite().all()
