@@ -1,4 +1,4 @@
-"""Plain ``nn.Module`` models, any norm at any place; no Lightning here.
+"""Transformer models as plain ``nn.Module``s, with any norm at any site.
 
 Names are resolved on first use: importing this package imports no torch.
 """

@@ -11,11 +11,11 @@ from normtrain.models.rotary import rotate
 
 
 class KeyValueCache:
-    """Keys and values of the tokens decoded so far, one row a hypothesis.
+    """Keys and values of the tokens decoded so far, one row per hypothesis.
 
-    Stored time first, and twice once rows are selected, so that following the hypotheses is one
-    copy between two buffers. The buffers double when full: each entry is copied a bounded number
-    of times. The first entry says how many rows there are, how wide, and of which dtype.
+    Stored time first, in two buffers once rows are selected, so that `select` is one copy between
+    them. The buffers double when full, so each entry is copied a bounded number of times. The
+    first entry decides the number of rows, the width and the dtype.
 
     Attributes:
         length: tokens so far.
@@ -27,10 +27,13 @@ class KeyValueCache:
         self.spare: Tensor | None = None
 
     def append(self, entry: Tensor) -> Tensor:
-        """Add the keys and values of n tokens, ``(rows, n, width)`` with ``width`` both together.
+        """Append the keys and values of new tokens.
+
+        Args:
+            entry: ``(rows, n, width)``, keys and values concatenated.
 
         Returns:
-            All so far, ``(rows, length, width)``; overwritten by no later call but `select`'s.
+            All so far, ``(rows, length, width)``; valid until the next `select`.
         """
         start, self.length = self.length, self.length + entry.size(1)
         if self.store is None or self.length > self.store.size(0):
@@ -43,7 +46,7 @@ class KeyValueCache:
         return self.store[: self.length].transpose(0, 1)
 
     def select(self, rows: Tensor) -> None:
-        """Keep the given rows, in the given order (repeats allowed)."""
+        """Keep the given rows, ``(n,)`` int64, in the given order; repeats are allowed."""
         if self.store is None:
             return
         size, _, width = self.store.shape
@@ -55,15 +58,15 @@ class KeyValueCache:
 
 
 def check_heads(dim: int, heads: int, kv_heads: int | None) -> None:
-    """Refuse numbers of heads that do not divide what they share.
+    """Check that the numbers of heads divide what they share.
 
     Raises:
         UserError: ``heads`` does not divide ``dim``, or ``kv_heads`` does not divide ``heads``.
     """
     if heads < 1 or dim % heads:
-        raise UserError(f"heads={heads} does not divide d_model={dim}")
+        raise UserError(f"d_model ({dim}) must be a multiple of heads ({heads})")
     if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
-        raise UserError(f"kv_heads={kv_heads} does not divide heads={heads}")
+        raise UserError(f"heads ({heads}) must be a multiple of kv_heads ({kv_heads})")
 
 
 def _heads(
@@ -80,14 +83,14 @@ class Attention(nn.Module):
     """Scaled dot-product attention with ``heads`` heads (Vaswani et al. 2017, section 3.2).
 
     With ``kv_heads`` below ``heads``, that many heads of keys and values each serve a group of
-    neighbouring query heads (Ainslie et al. 2023, GQA). Rotary positions, where they are given,
-    turn queries and keys after their norms, so a norm sees no position (as in Qwen3 and OLMo 2).
+    neighbouring query heads (Ainslie et al. 2023, GQA). Rotary positions rotate queries and keys
+    after their norms (as in Qwen3 and OLMo 2).
 
     Args:
         dim: width of the queries, all heads together.
         heads: number of query heads; must divide ``dim``.
-        kv_heads: number of heads of keys and values; must divide ``heads``, which None stands for.
-        stream: width of what it reads and writes; None is ``dim``.
+        kv_heads: number of heads of keys and values; must divide ``heads``. None means ``heads``.
+        stream: width of the input and output; None means ``dim``.
         cross: queries from one stream, keys and values from another.
         dropout: probability of dropping an attention weight, in training.
         bias: whether the projections have biases.
@@ -127,7 +130,7 @@ class Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform for each projection by itself, zero biases."""
+        """Initialise each projection Xavier-uniform by itself, biases with 0."""
         key_value = [self.kv_dim, self.kv_dim]
         if self.cross:
             inner = [(self.query, [self.dim]), (self.key_value, key_value)]
@@ -152,11 +155,11 @@ class Attention(nn.Module):
 
         Args:
             x: ``(batch, time, stream)`` queries.
-            memory: ``(batch, source, stream)`` that keys and values come from, in
-                cross-attention only.
-            mask: bool, broadcastable to ``(batch, heads, time, source)``; True may be attended.
+            memory: ``(batch, source, stream)`` for keys and values, in cross-attention only.
+            mask: bool, broadcastable to ``(batch, heads, time, source)``; True where
+                attention is allowed.
             causal: hide later positions from earlier ones.
-            rotation: of the positions, from :class:`~normtrain.models.rotary.Rotary`; in
+            rotation: ``(2, time, head_dim / 2)`` from :class:`~normtrain.models.rotary.Rotary`, in
                 self-attention only.
 
         Returns:
@@ -192,7 +195,7 @@ class Attention(nn.Module):
 
         Args:
             x: ``(rows, n, stream)``.
-            cache: keys and values so far; extended in place.
+            cache: keys and values so far; appended to in place.
             rotation: of the new tokens' positions.
 
         Returns:
@@ -213,7 +216,7 @@ class Attention(nn.Module):
         return self._attend(q, k, v, mask=mask, causal=new > 1 and not before)
 
     def remember(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a memory, once for a whole decoding.
+        """Compute keys and values of a memory once for a whole decoding.
 
         Args:
             memory: ``(batch, source, stream)``.
@@ -230,13 +233,16 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Cross-attention of one new token of every hypothesis.
 
-        A sentence's hypotheses stand side by side as queries, so the memory is kept once a
-        sentence and not once a hypothesis.
+        The hypotheses of a sentence are queries of one batch entry, so the memory is stored once
+        per sentence.
 
         Args:
             x: ``(batch * beams, 1, stream)``.
-            remembered: what :meth:`remember` gave.
+            remembered: from :meth:`remember`.
             mask: bool ``(batch, 1, 1, source)`` or None.
+
+        Returns:
+            ``(batch * beams, 1, stream)``.
         """
         batch = remembered[0].size(0)
         q = _heads(self.query(x.view(batch, -1, self.stream)), self.heads, self.q_norm)

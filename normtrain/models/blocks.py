@@ -8,9 +8,9 @@ post        ``norm(x + f(x))``               Vaswani et al. 2017
 sandwich    ``x + norm_out(f(norm(x)))``     Ding et al. 2021; the stack ends with a norm
 ==========  ===============================  ==========================================
 
-``zero_mean`` keeps the stream's features at mean 0, where LayerNorm is RMSNorm (Jiang et al.
-2023). ``embeddings`` recentres what enters a stack; ``stream`` also recentres what every sublayer
-adds to it, after the dropout, which would bring a mean back.
+``zero_mean`` keeps the mean over the features of the stream at 0, where LayerNorm equals RMSNorm
+(Jiang et al. 2023). ``embeddings`` recentres the input of a stack; ``stream`` also recentres the
+output of each sublayer, after the dropout, which changes the mean.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def recentred(x: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """Two linear maps with an activation between; ``swiglu`` gates it (Shazeer 2020).
+    """Two linear layers with an activation between; ``swiglu`` gates it (Shazeer 2020).
 
     Args:
         config: sizes, activation and dropout.
@@ -72,14 +72,14 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """The norms and the dropout around one sublayer; the sublayer itself is handed in.
+    """The norms and the dropout around one sublayer; the sublayer is an argument of `forward`.
 
     Args:
         config: placement, width, dropout, zero_mean and norm rules.
         name: full name of this module in the model, which the norm rules match against.
 
     Attributes:
-        recentre: whether what the sublayer adds to the stream is recentred; read at every call.
+        recentre: whether the output of the sublayer is recentred; read at every call.
     """
 
     def __init__(self, config: TransformerConfig, name: str) -> None:
@@ -103,7 +103,7 @@ class Residual(nn.Module):
 
 
 def build_attention(config: TransformerConfig, *, cross: bool = False) -> Attention:
-    """One attention module with the config's QK-norm on each head."""
+    """Build an attention module with the config's QK-norm on each head."""
     norms: dict[str, nn.Module] = {}
     if config.qk_norm != "none":
         head_dim = config.d_model // config.heads
@@ -142,7 +142,10 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Map ``(batch, source, stream)`` to the same.
 
-        ``mask`` is True on real tokens; ``rotation`` is the positions', where they are rotary.
+        Args:
+            x: ``(batch, source, stream)``.
+            mask: bool, True on tokens that are not padding.
+            rotation: of rotary positions.
         """
         assert mask is None or not self.causal, "torch's attention takes a mask or causal=True"
         x = self.attention_residual(
@@ -151,8 +154,8 @@ class EncoderLayer(nn.Module):
         return self.feed_forward_residual(x, self.feed_forward)
 
     def step(self, x: Tensor, cache: KeyValueCache, rotation: Tensor | None) -> Tensor:
-        """The causal layer for new tokens only: ``(rows, n, stream)``; extends ``cache``."""
-        assert self.causal, "a token of a layer that reads ahead can't be computed before the next"
+        """Map new tokens, ``(rows, n, stream)``, to the same; append to ``cache``."""
+        assert self.causal, "only a causal layer can decode token by token"
         x = self.attention_residual(x, lambda h: self.attention.step(h, cache, rotation))
         return self.feed_forward_residual(x, self.feed_forward)
 
@@ -189,7 +192,7 @@ class DecoderLayer(nn.Module):
         remembered: tuple[Tensor, Tensor],
         memory_mask: Tensor | None,
     ) -> Tensor:
-        """The same for one new token: ``(rows, 1, stream)``; extends ``cache``."""
+        """Map one new token, ``(rows, 1, stream)``, to the same; append to ``cache``."""
         x = self.attention_residual(x, lambda h: self.attention.step(h, cache))
         x = self.cross_attention_residual(
             x, lambda h: self.cross_attention.step_cross(h, remembered, memory_mask)
@@ -198,17 +201,17 @@ class DecoderLayer(nn.Module):
 
 
 class Stack(nn.Module):
-    """The layers of an encoder or a decoder and the norm they end with.
+    """The layers of an encoder or a decoder and the final norm.
 
     Args:
         config: of the model.
-        layers: how many.
+        layers: number of layers.
         name: full name in the model, ``"encoder"`` or ``"decoder"``.
-        layer: what builds a layer from ``config`` and the layer's full name.
+        layer: builds a layer from ``config`` and the full name of the layer.
 
     Attributes:
-        recompute: runs layers in training, so that only what enters each of them is kept for the
-            backward pass; None calls them. The results are the same.
+        recompute: runs each layer in training so that only its input is kept for the backward
+            pass; None calls it directly. The results are bitwise identical.
     """
 
     def __init__(

@@ -22,14 +22,14 @@ _STD = 0.02
 class CausalLM(TokenModel):
     """Decoder-only Transformer (Radford et al. 2018) with any norm at any place.
 
-    Weights start as GPT-2's (Radford et al. 2019): matrices normal with standard deviation 0.02,
-    those that write into the stream divided by ``sqrt(2 * layers)``, biases 0. Embedding vectors
-    are multiplied by ``sqrt(d_model)`` only where an ``embedding_norm`` gives them unit length.
+    Weights are initialised as in GPT-2 (Radford et al. 2019): matrices normal with standard
+    deviation 0.02, those that write into the stream divided by ``sqrt(2 * layers)``, biases 0.
+    Embedding vectors are multiplied by ``sqrt(d_model)`` only with an ``embedding_norm``.
 
     Args:
         config: sizes, norms and positions: ``rotary`` (Su et al. 2021: queries and keys are
-            turned, after their norms), ``learned`` or ``sinusoidal`` (vectors added to the
-            tokens'), or ``none`` (Haviv et al. 2022: the causal mask alone tells the order).
+            rotated, after their norms), ``learned`` or ``sinusoidal`` (vectors added to the
+            tokens'), or ``none`` (Haviv et al. 2022: only the causal mask gives the order).
         vocab_size: number of token ids.
 
     Attributes:
@@ -78,7 +78,7 @@ class CausalLM(TokenModel):
 
     @property
     def position_kind(self) -> str:
-        """What ``positions`` would build this model, after any conversion."""
+        """The value of ``positions`` that describes this model, also after a conversion."""
         if self.positions is None:
             return "none"
         return self.positions.kind if isinstance(self.positions, Positions) else "rotary"
@@ -89,7 +89,7 @@ class CausalLM(TokenModel):
         return {**super().changed_config(config), "tie": tie, "positions": self.position_kind}
 
     def _enter(self, tokens: Tensor, start: int = 0) -> tuple[Tensor, Tensor | None]:
-        """What enters the stack, ``(batch, time, stream)``, and the rotation of its positions."""
+        """Return the input of the stack, ``(batch, time, stream)``, and the rotation."""
         check_fits(start + tokens.size(1), self.max_positions)
         added = self.positions if isinstance(self.positions, Positions) else None
         x = self.embed(tokens, self.embedding, added, start)
@@ -98,7 +98,7 @@ class CausalLM(TokenModel):
         return x, None
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """The stack's last vectors, ``(batch, time, stream)``, before the output matrix."""
+        """Return the output of the stack, ``(batch, time, stream)``, before the output matrix."""
         x, rotation = self._enter(tokens)
         return self.decoder(x, None, rotation)
 
@@ -106,8 +106,8 @@ class CausalLM(TokenModel):
         """Next-token logits.
 
         Args:
-            tokens: ``(batch, time)`` int64. Rows do not see each other, and no token sees a later
-                one: what pads a shorter row on the right changes nothing before it.
+            tokens: ``(batch, time)`` int64. Attention is causal, so padding on the right of a
+                shorter row does not change the logits before it.
 
         Returns:
             ``(batch, time, vocab_size)``.
@@ -118,27 +118,27 @@ class CausalLM(TokenModel):
         return self.logits(self.hidden(tokens))
 
     def start(self, rows: int) -> CausalState:
-        """Prepare to decode ``rows`` sequences of equal length, none of whose tokens is fed yet."""
+        """Return the state to decode ``rows`` sequences of equal length from the first token."""
         return CausalState(rows, [KeyValueCache() for _ in self.decoder.layers])
 
     def prefill(self, tokens: Tensor, state: CausalState, *, last: bool = False) -> Tensor:
-        """Feed the next tokens of every row; in whatever portions, logits are `forward`'s.
+        """Feed the next tokens of every row; logits equal those of `forward`.
 
         Args:
-            tokens: ``(rows, time)`` int64, at least one a row.
+            tokens: ``(rows, time)`` int64, with ``time >= 1``.
             state: from :meth:`start`; advanced in place.
-            last: only the logits after the last token, which a long prompt wants.
+            last: whether to return only the logits after the last token.
 
         Returns:
             Next-token logits ``(rows, time, vocab_size)``, or ``(rows, 1, vocab_size)``.
 
         Raises:
             UserError: the sequence is longer than ``max_positions``, or ``tokens`` has another
-                number of rows than ``state``, or no tokens.
+                shape.
         """
         if tokens.ndim != 2 or tokens.size(0) != state.rows or tokens.size(1) < 1:
             shape = tuple(tokens.shape)
-            raise UserError(f"tokens are ({state.rows}, time) with time at least 1, not {shape}")
+            raise UserError(f"tokens must be ({state.rows}, time) with time >= 1, got {shape}")
         x, rotation = self._enter(tokens, state.length)
         for layer, cache in zip(self._layers(), state.caches, strict=True):
             x = layer.step(x, cache, rotation)
@@ -165,13 +165,13 @@ class CausalLM(TokenModel):
 
 @dataclass
 class CausalState:
-    """What a decoding remembers between two steps.
+    """The state of a decoding between two steps.
 
     Attributes:
-        rows: sequences decoded side by side.
+        rows: number of sequences.
         caches: per layer, keys and values of the tokens so far.
-        length: tokens fed so far, of every row.
-        output: ``(vocab_size, stream)``, the output matrix, normalised where the model does.
+        length: tokens fed so far, the same for every row.
+        output: ``(vocab_size, stream)``, the output matrix, after any embedding norm.
     """
 
     rows: int

@@ -1,4 +1,4 @@
-"""What models over tokens share: how tokens become vectors, and vectors become logits."""
+"""Base of the models over tokens: embedding vectors and logits."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class TokenModel(nn.Module):
     """Base of the models: embedding vectors and the output matrix, with a norm on both if asked.
 
     With ``embedding_norm`` ``fixnorm`` every vector enters as ``sqrt(d_model)`` times a unit
-    vector, and a tied output matrix has unit rows, so a token's frequency can't show in the length
-    of its vector (Nguyen, Salazar 2019, Transformers without Tears). Norms that give
-    rows of length ``sqrt(d)`` by themselves are multiplied by the same scale.
+    vector, and a tied output matrix has unit rows, so the length of a vector is
+    independent of the frequency of its token (Nguyen, Salazar 2019, Transformers without Tears).
+    Other norms are multiplied by the same scale.
 
     Args:
         config: of the model; ``embedding_norm`` is the norm of embedding vectors, before their
-            scale, and of the rows of an output matrix that is tied to an embedding.
+            scale, and of the rows of a tied output matrix.
         vocab_size: number of token ids.
         tied: whether the output matrix is an embedding matrix too.
 
@@ -61,12 +61,12 @@ class TokenModel(nn.Module):
     def embed(
         self, tokens: Tensor, table: nn.Embedding, positions: Positions | None, start: int = 0
     ) -> Tensor:
-        """What enters a stack: token vectors, scaled, with position vectors, after dropout.
+        """Return the input of a stack: scaled token vectors plus positions, after dropout.
 
         Args:
             tokens: ``(batch, time)`` int64.
             table: the embedding.
-            positions: the position vectors, or None where none are added.
+            positions: the position vectors, or None to add none.
             start: position of the first token.
 
         Returns:
@@ -80,18 +80,20 @@ class TokenModel(nn.Module):
         return x if self.zero_mean == "none" else recentred(x)
 
     def output_matrix(self) -> Tensor:
-        """The matrix that makes logits, ``(vocab_size, stream)``: its rows are normalised where
-        there is an ``embedding_norm`` and the matrix is tied, so compute it once a pass."""
+        """Return the output matrix, ``(vocab_size, stream)``.
+
+        With an ``embedding_norm`` the rows of a tied matrix are normalised at each call.
+        """
         if not self.tied or self.embedding_norm is None:
             return self.head.weight
         return self.embedding_norm(self.head.weight)
 
     def logits(self, hidden: Tensor, matrix: Tensor | None = None) -> Tensor:
-        """Logits of a stack's outputs.
+        """Return the logits of the outputs of a stack.
 
         Args:
             hidden: ``(…, stream)``.
-            matrix: :meth:`output_matrix`, where it is at hand.
+            matrix: the result of :meth:`output_matrix`, to avoid computing it again.
 
         Returns:
             ``(…, vocab_size)``.
@@ -122,7 +124,7 @@ class TokenModel(nn.Module):
         Args:
             batch: sequences.
             time: tokens of a sequence; fewer where the model has fewer positions.
-            generator: of the numbers.
+            generator: random number generator.
         """
         shape = (self.inputs, batch, min(time, self.longest))
         low = min(4, self.vocab_size - 1)

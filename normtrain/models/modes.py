@@ -1,4 +1,4 @@
-"""The mode a model decodes in."""
+"""Evaluation mode for the duration of a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def evaluating(model: object) -> Iterator[torch.device]:
     """Put a model in eval mode for the duration; each of its modules returns to its own mode.
 
     Args:
-        model: one without modules (a toy) is left as it is, and counts as on the CPU.
+        model: one that is not an ``nn.Module`` is unchanged and counts as on the CPU.
 
     Yields:
         The model's device.
@@ -28,6 +28,6 @@ def evaluating(model: object) -> Iterator[torch.device]:
         parameter = next(model.parameters(), None)
         yield torch.device("cpu") if parameter is None else parameter.device
     finally:
-        # Each by itself: a part may have been put into eval mode on purpose.
+        # One by one: a submodule may have been in eval mode before.
         for module in training:
             module.training = True

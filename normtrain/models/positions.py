@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoidal (fixed) and learned position vectors."""
+"""Sinusoidal (fixed) and learned position vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from normtrain.errors import UserError
 
 
 def sinusoidal_table(length: int, dim: int) -> Tensor:
-    """Sine and cosine position vectors (Vaswani et al. 2017, section 3.5).
+    """Return sine and cosine position vectors (Vaswani et al. 2017, section 3.5).
 
     Args:
         length: number of positions.
@@ -29,7 +29,7 @@ def sinusoidal_table(length: int, dim: int) -> Tensor:
 
 
 def check_fits(tokens: int, max_positions: int) -> None:
-    """Refuse a sequence that a model has no positions for.
+    """Check that a sequence is not longer than the positions of a model.
 
     Raises:
         UserError: ``tokens`` is more than ``max_positions``.
@@ -45,26 +45,21 @@ class Positions(nn.Module):
     """Adds position vectors to token vectors.
 
     Args:
-        kind: ``"sinusoidal"`` (no parameters) or ``"learned"`` (one vector a position).
+        kind: ``"sinusoidal"`` (no parameters) or ``"learned"`` (one vector per position).
         max_positions: the longest sequence, in tokens.
         dim: width of a token vector.
-
-    Raises:
-        ValueError: if ``kind`` is neither of the two.
     """
 
     table: Tensor
 
     def __init__(self, kind: str, max_positions: int, dim: int) -> None:
         super().__init__()
-        if kind not in ("sinusoidal", "learned"):
-            raise UserError(f"positions is 'sinusoidal' or 'learned', not {kind!r}")
         self.kind, self.max_positions = kind, max_positions
         if kind == "learned":
             self.weight = nn.Parameter(torch.empty(max_positions, dim))
             nn.init.normal_(self.weight, std=dim**-0.5)
         else:
-            # Not persistent: it follows from the sizes, so a checkpoint need not carry it.
+            # Not persistent, since it follows from the sizes.
             self.register_buffer("table", sinusoidal_table(max_positions, dim), persistent=False)
 
     def forward(self, x: Tensor, start: int = 0) -> Tensor:
@@ -74,8 +69,11 @@ class Positions(nn.Module):
             x: ``(batch, time, dim)``.
             start: position of ``x[:, 0]``.
 
+        Returns:
+            ``(batch, time, dim)``.
+
         Raises:
-            ValueError: if the sequence ends past ``max_positions``.
+            UserError: the sequence ends after ``max_positions``.
         """
         end = start + x.size(1)
         check_fits(end, self.max_positions)

@@ -1,9 +1,9 @@
-"""Activation checkpointing: a layer's inner values are computed again in the backward pass.
+"""Activation checkpointing: activations of a layer are computed again in the backward pass.
 
-A stack keeps only what enters each of its layers; memory for activations then grows with one
-layer's values, not with all layers', for about one more forward pass (Chen et al. 2016, Training
-Deep Nets with Sublinear Memory Cost, arXiv:1604.06174). Random numbers are put back before a layer
-runs again, so losses, gradients and weights keep every bit.
+A stack keeps only the inputs of its layers and the activations of one layer at a time, for the
+cost of about one more forward pass (Chen et al. 2016, Training Deep Nets with
+Sublinear Memory Cost, arXiv:1604.06174). Random number generators are restored before a layer runs
+again, so losses, gradients and weights are bitwise identical.
 """
 
 from __future__ import annotations
@@ -16,20 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-_Place = tuple[dict[str, Tensor | None], str]
+_BufferName = tuple[dict[str, Tensor | None], str]
 
 
 class Recompute:
-    """Runs layers that forget their inner values and compute them again when they are needed.
+    """Run layers with activation checkpointing.
 
     Buffers that a layer changes (running statistics) change once: the second run works on copies
-    of what they were before the first. What a module keeps in other attributes, and its hooks, see
-    both runs.
+    made before the first. Other attributes of a module, and its hooks, see both runs.
 
     Args:
-        compile: run each layer through ``torch.compile``. A checkpoint inside of a compiled
-            function would be the compiler's to undo, which fails where sizes are dynamic (torch
-            2.13: numbers such as an eps can't enter it); one around it is plain.
+        compile: run each layer through ``torch.compile``. The checkpoint is outside of
+            the compiled function: inside, dynamic sizes fail (torch 2.13).
     """
 
     def __init__(self, *, compile: bool = False) -> None:
@@ -40,10 +38,10 @@ class Recompute:
 
         Args:
             layer: called as a module, so that hooks and FSDP2 see it.
-            inputs: what it is called with.
+            inputs: arguments of the layer.
 
         Returns:
-            What the layer returns.
+            The output of the layer.
         """
         options: dict[str, Any] = {}
         if before := _buffers(layer):
@@ -56,8 +54,8 @@ def _call(layer: nn.Module, *inputs: Tensor | None) -> Any:
     return layer(*inputs)
 
 
-def _buffers(layer: nn.Module) -> list[tuple[_Place, Tensor]]:
-    """Each buffer's place, and a copy of it."""
+def _buffers(layer: nn.Module) -> list[tuple[_BufferName, Tensor]]:
+    """Return the holder and name of each buffer, with a copy of it."""
     return [
         ((module._buffers, name), buffer.clone())
         for module in layer.modules()
@@ -67,11 +65,11 @@ def _buffers(layer: nn.Module) -> list[tuple[_Place, Tensor]]:
 
 
 class _AsBefore:
-    """Copies stand for a layer's buffers, inside of a ``with``; a kept graph enters it again."""
+    """Replace the buffers of a layer by copies in a ``with`` block, once per backward pass."""
 
-    def __init__(self, before: list[tuple[_Place, Tensor]]) -> None:
+    def __init__(self, before: list[tuple[_BufferName, Tensor]]) -> None:
         self._before = before
-        self._now: list[tuple[_Place, Tensor | None]] = []
+        self._now: list[tuple[_BufferName, Tensor | None]] = []
 
     def __enter__(self) -> None:
         self._now = [(place, place[0][place[1]]) for place, _ in self._before]

@@ -18,13 +18,13 @@ from normtrain.models.token_ids import PAD, UNK
 
 
 class Seq2Seq(TokenModel):
-    """Encoder-decoder Transformer (Vaswani et al. 2017) with any norm at any place.
+    """Encoder-decoder Transformer (Vaswani et al. 2017) with any norm at any site.
 
     Args:
         config: sizes, norms, positions, and what is tied: ``all`` (source, target and output
             embeddings are one matrix), ``decoder`` (target and output are), ``embeddings``
             (source and target are) or ``none``.
-        vocab_size: number of token ids; id 0 is padding, 3 the unknown token.
+        vocab_size: number of token ids; 0 is padding, 3 the unknown token.
 
     Attributes:
         norms: the rules it was built with.
@@ -60,8 +60,8 @@ class Seq2Seq(TokenModel):
         for weight in dict.fromkeys(tables):
             nn.init.normal_(weight, std=std)
         for table in (self.source_embedding, self.target_embedding):
-            # A normalised output matrix has a row for padding too, and the gradient through the
-            # norm of a zero row is the one of its output divided by eps: it stays random there.
+            # The gradient through the norm of a zero row is divided by eps, so a normalised
+            # output matrix keeps a random row for padding.
             if self.embedding_norm is None or table.weight is not self.head.weight:
                 nn.init.zeros_(table.weight[PAD])
 
@@ -74,17 +74,17 @@ class Seq2Seq(TokenModel):
         return {**super().changed_config(config), "tie": tie, "positions": positions}
 
     def encode(self, source: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Read source sentences.
+        """Encode source sentences.
 
         Args:
             source: ``(batch, source)`` int64, padded with 0.
 
         Returns:
             The memory ``(batch, source, stream)`` and the mask ``(batch, 1, 1, source)``, True
-            on real tokens, or None where nothing is padded.
+            on tokens that are not padding, or None without padding.
         """
         real = source != PAD
-        # Without padding attention needs no mask; asking costs a wait only off the CPU.
+        # Without padding attention needs no mask; checking it would synchronise an accelerator.
         on_cpu = source.device.type == "cpu"
         mask = None if on_cpu and bool(real.all()) else real[:, None, None, :]
         if self.training and self.word_dropout:
@@ -94,7 +94,7 @@ class Seq2Seq(TokenModel):
         return self.encoder(x, mask), mask
 
     def hidden(self, source: Tensor, target_in: Tensor) -> Tensor:
-        """The decoder's last vectors, ``(batch, time, stream)``, before the output matrix."""
+        """Return the decoder's output, ``(batch, time, stream)``, before the output matrix."""
         memory, mask = self.encode(source)
         x = self.embed(target_in, self.target_embedding, self.target_positions)
         return self.decoder(x, memory, mask)
@@ -116,16 +116,16 @@ class Seq2Seq(TokenModel):
 
         Args:
             source: ``(batch, source)`` int64, padded with 0.
-            beams: hypotheses a sentence; they lie side by side, sentence by sentence.
+            beams: hypotheses per sentence, in adjacent rows.
             max_length: the longest target, in tokens.
 
         Raises:
-            ValueError: if ``max_length`` is past the model's positions.
+            UserError: ``max_length`` is more than ``max_positions``.
         """
         if max_length > self.target_positions.max_positions:
             raise UserError(
-                f"decode.max_length={max_length} is longer than model.max_positions="
-                f"{self.target_positions.max_positions}"
+                f"decode.max_length must be <= model.max_positions "
+                f"({self.target_positions.max_positions}), got {max_length}"
             )
         memory, mask = self.encode(source)
         layers = cast(list[DecoderLayer], list(self.decoder.layers))
@@ -155,14 +155,14 @@ class Seq2Seq(TokenModel):
 
 @dataclass
 class DecodingState:
-    """Everything a decoding remembers between two steps.
+    """The state of a decoding between two steps.
 
     Attributes:
-        beams: hypotheses a sentence.
+        beams: hypotheses per sentence.
         caches: per decoder layer, keys and values of the tokens so far.
-        remembered: per decoder layer, keys and values of the memory, once a sentence.
-        mask: ``(batch, 1, 1, source)``, True on real source tokens, or None.
-        output: ``(vocab_size, stream)``, the output matrix, normalised where the model does.
+        remembered: per decoder layer, keys and values of the memory, once per sentence.
+        mask: ``(batch, 1, 1, source)``, True on source tokens that are not padding, or None.
+        output: ``(vocab_size, stream)``, the output matrix, after any embedding norm.
         length: tokens fed so far.
     """
 
@@ -174,12 +174,12 @@ class DecodingState:
     length: int = 0
 
     def reorder(self, index: Tensor) -> None:
-        """Make hypothesis i a copy of old hypothesis ``index[i]``, ``(batch * beams,)`` int64."""
+        """Replace hypothesis i by hypothesis ``index[i]``, ``(batch * beams,)`` int64."""
         for cache in self.caches:
             cache.select(index)
 
     def keep(self, sentences: Tensor) -> None:
-        """Go on with the given sentences only, ``(n,)`` int64 positions in the batch."""
+        """Keep only the given sentences, ``(n,)`` int64 positions in the batch."""
         offsets = torch.arange(self.beams, device=sentences.device)
         rows = (sentences[:, None] * self.beams + offsets).flatten()
         self.reorder(rows)

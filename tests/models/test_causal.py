@@ -64,6 +64,7 @@ def assert_logits_are(model: CausalLM, theirs: Any, state: dict[str, Tensor]) ->
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("tie", ["all", "none"])
 @pytest.mark.parametrize(("heads", "kv_heads", "base"), [(4, None, 10000.0), (4, 2, 500.0)])
 def test_logits_are_those_of_hugging_faces_llama(
@@ -87,6 +88,7 @@ def test_logits_are_those_of_hugging_faces_llama(
     assert_logits_are(model, transformers.LlamaForCausalLM(config), as_llama(model))
 
 
+@pytest.mark.extended
 def test_logits_are_those_of_hugging_faces_gpt2() -> None:
     transformers = pytest.importorskip("transformers")
     model = causal_of(d_model=32, **GPT2)
@@ -170,7 +172,7 @@ def test_other_rows_and_padding_change_nothing(changes: dict[str, Any]) -> None:
             torch.testing.assert_close(found[row : row + 1], alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("portions", [[1] * 21, [21], [5, 1, 1, 9, 2, 3], [1, 20], [17, 1, 3]])
+@pytest.mark.parametrize("portions", [[1] * 21, [5, 1, 1, 9, 2, 3]])
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_tokens_in_any_portions_give_the_same_logits(
     changes: dict[str, Any], portions: list[int]
@@ -248,7 +250,7 @@ def test_the_tanh_gelu_is_not_the_exact_one() -> None:
 
 @pytest.mark.parametrize("norm", norm_names())
 @pytest.mark.parametrize("placement", ["pre", "post", "sandwich"])
-def test_every_norm_at_every_place_trains(norm: str, placement: str) -> None:
+def test_every_norm_at_every_placement_trains(norm: str, placement: str) -> None:
     model = causal_of(norm=norm, placement=placement, qk_norm=norm, embedding_norm=norm)
     tokens = tokens_of(3, 7)
     loss = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
@@ -302,8 +304,6 @@ def test_a_sequence_longer_than_the_positions_is_refused(positions: str) -> None
         ({"kv_heads": 3}, "model.kv_heads (3)"),
         ({"kv_heads": 0}, "kv_heads"),
         ({"heads": 3}, "model.heads (3)"),
-        ({"layers": 0}, "layers"),
-        ({"max_positions": 0}, "max_positions"),
         ({"norm_rules": [("encoder.*", "rmsnorm")]}, "norm rule 'encoder.*' matches no norm"),
     ],
 )
@@ -315,5 +315,5 @@ def test_wrong_options_are_named(changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("shape", [(2, 3), (1, 0), (1,)])
 def test_tokens_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     model = causal_of()
-    with pytest.raises(UserError, match=r"tokens are \(1, time\)"):
+    with pytest.raises(UserError, match=r"tokens must be \(1, time\)"):
         model.prefill(torch.zeros(shape, dtype=torch.int64), model.start(1))

@@ -57,17 +57,18 @@ def assert_equal(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert torch.equal(a, b), index
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["both", "causal"])
-def test_training_keeps_every_bit(kind: str, norm: str, half: bool) -> None:
+def test_training_is_bitwise_identical(kind: str, norm: str, half: bool) -> None:
     plain = built(kind, norm=norm, qk_norm="rmsnorm", **DROPOUTS)
     again = recompute(copy.deepcopy(plain))
     assert_equal(trained(again, kind, half), trained(plain, kind, half))
 
 
 @pytest.mark.parametrize("placement", ["post", "sandwich"])
-def test_every_placement_keeps_every_bit(placement: str) -> None:
+def test_every_placement_is_bitwise_identical(placement: str) -> None:
     plain = built("both", norm="rmsnorm", placement=placement, **DROPOUTS)
     again = recompute(copy.deepcopy(plain))
     assert_equal(trained(again, "both"), trained(plain, "both"))

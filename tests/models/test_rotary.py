@@ -16,7 +16,7 @@ from normtrain.models.rotary import Rotary, rotate
 from normtrain.norms import build_norm
 
 
-def turned(x: Tensor, positions: list[int], base: float) -> Tensor:
+def rotated(x: Tensor, positions: list[int], base: float) -> Tensor:
     """Each pair as a complex number, times e^(i t base^(-2j/d)); plain loops."""
     half = x.size(-1) // 2
     y = x.clone()
@@ -34,7 +34,7 @@ def turned(x: Tensor, positions: list[int], base: float) -> Tensor:
 def test_equals_the_complex_formula(head_dim: int, base: float, start: int) -> None:
     rotary = Rotary(20, head_dim, base).double()
     x = torch.randn(2, 3, 9, head_dim, dtype=torch.float64)
-    expected = turned(x, list(range(start, start + 9)), base)
+    expected = rotated(x, list(range(start, start + 9)), base)
     torch.testing.assert_close(rotate(x, rotary(9, start)), expected, rtol=1e-12, atol=1e-12)
     single = Rotary(20, head_dim, base)(9, start)
     assert single.dtype == torch.float32
@@ -66,7 +66,7 @@ def test_products_depend_on_the_distance_alone(
     torch.testing.assert_close(rotate(q, rotary(1, first)).norm(), q.norm())
 
 
-def test_half_precision_is_turned_in_float32() -> None:
+def test_half_precision_is_rotated_in_float32() -> None:
     rotary = Rotary(4096, 64)
     x = torch.randn(1, 1, 96, 64).bfloat16()
     far = rotary(96, 4000)
@@ -77,7 +77,7 @@ def test_half_precision_is_turned_in_float32() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 3, 7, 10), (1, 1, 7, 2), (0, 3, 7, 6)])
-def test_training_turns_as_evaluation_does(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_training_rotates_as_evaluation_does(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     rotation = Rotary(40, shape[-1]).to(wide)(7, 9)
     x = torch.randn(shape).to(dtype).transpose(1, 2).contiguous().transpose(1, 2)  # as heads lie
@@ -98,7 +98,8 @@ def test_gradients_are_exact_and_differentiable() -> None:
     assert torch.autograd.gradgradcheck(lambda x: rotate(x, rotation).pow(3), x)
 
 
-def test_transforms_go_through_a_turn() -> None:
+@pytest.mark.extended
+def test_transforms_support_rotate() -> None:
     rotation = Rotary(9, 6).double()(4)
     x = torch.randn(3, 4, 6, dtype=torch.float64)
 
@@ -135,7 +136,7 @@ def test_no_table_is_kept_in_a_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("norm", ["rmsnorm", "layernorm"])
-def test_norms_see_queries_and_keys_before_they_turn(norm: str) -> None:
+def test_norms_see_queries_and_keys_before_they_rotate(norm: str) -> None:
     torch.manual_seed(0)
     norms = {name: build_norm(norm, 8) for name in ("q_norm", "k_norm")}
     attention = Attention(16, 2, **norms).double()
@@ -147,7 +148,7 @@ def test_norms_see_queries_and_keys_before_they_turn(norm: str) -> None:
         for part in attention.query_key_value(x).chunk(3, -1)
     )
     q, k = (
-        turned(norms[name](part), list(range(5)), 10000.0)
+        rotated(norms[name](part), list(range(5)), 10000.0)
         for name, part in (("q_norm", q), ("k_norm", k))
     )
     scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(5, 5).tril().bool(), -torch.inf)
@@ -174,6 +175,6 @@ def test_a_shifted_sequence_gives_the_same_logits() -> None:
         ({"rotary_base": 500.0, "positions": "learned"}, "no effect with model.positions learned"),
     ],
 )
-def test_what_can_not_be_turned_is_refused(changes: dict[str, object], message: str) -> None:
+def test_wrong_rotary_options_are_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         causal_of(**changes)

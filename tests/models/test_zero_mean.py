@@ -54,6 +54,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return float(((a - b) / b).abs().max())
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("placement", ["pre", "sandwich"])
