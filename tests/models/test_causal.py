@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hugging_face import as_gpt2, as_llama
 from tiny import VOCAB, causal_of, model_of, perturb_norms
 from torch import Tensor
 
@@ -47,62 +46,6 @@ def test_equals_a_plain_reference(tie: str, norm: str) -> None:
     with torch.no_grad():
         expected = torch.stack([_reference(model, row) for row in tokens])
         torch.testing.assert_close(model(tokens), expected, rtol=1e-10, atol=1e-12)
-
-
-LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "bias": False, "positions": "rotary"}
-GPT2 = {"norm": "layernorm", "activation": "gelu-tanh", "positions": "learned", "tie": "all"}
-
-
-def assert_logits_are(model: CausalLM, theirs: Any, state: dict[str, Tensor]) -> None:
-    theirs.load_state_dict(state)
-    theirs.eval()
-    tokens = tokens_of(3, 31)
-    with torch.no_grad():
-        expected, found = theirs(tokens).logits, model.eval()(tokens)
-    largest = float(expected.abs().max())
-    assert largest > 0.5
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * largest)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("tie", ["all", "none"])
-@pytest.mark.parametrize(("heads", "kv_heads", "base"), [(4, None, 10000.0), (4, 2, 500.0)])
-def test_logits_are_those_of_hugging_faces_llama(
-    tie: str, heads: int, kv_heads: int | None, base: float
-) -> None:
-    transformers = pytest.importorskip("transformers")
-    model = causal_of(tie, heads=heads, kv_heads=kv_heads, rotary_base=base, d_model=32, **LLAMA)
-    spread(model)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads or heads,
-        max_position_embeddings=64,
-        rope_parameters={"rope_type": "default", "rope_theta": base},
-        rms_norm_eps=model.decoder.norm.eps,
-        tie_word_embeddings=tie == "all",
-    )
-    assert_logits_are(model, transformers.LlamaForCausalLM(config), as_llama(model))
-
-
-@pytest.mark.extended
-def test_logits_are_those_of_hugging_faces_gpt2() -> None:
-    transformers = pytest.importorskip("transformers")
-    model = causal_of(d_model=32, **GPT2)
-    spread(model)
-    config = transformers.GPT2Config(
-        vocab_size=VOCAB,
-        n_embd=32,
-        n_inner=24,
-        n_layer=2,
-        n_head=4,
-        n_positions=64,
-        layer_norm_epsilon=model.decoder.norm.eps,
-    )
-    assert_logits_are(model, transformers.GPT2LMHeadModel(config), as_gpt2(model))
 
 
 def spread(model: CausalLM) -> None:
