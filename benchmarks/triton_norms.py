@@ -96,9 +96,9 @@ def own_arm(kind: str, side: str, weight: Tensor, bias: Tensor) -> Arm:
 
     def make(x: Tensor, g: Tensor, out: Tensor) -> Call:
         if side == "forward":
-            return lambda: launch.BACKEND.forward(kind, x, *given, scalars)
-        stats = launch.BACKEND.forward(kind, x, *given, scalars)[1]
-        return lambda: launch.BACKEND.backward(kind, g, x, *given, stats, scalars)
+            return lambda: launch.BACKEND.forward(kind, x, given, scalars)
+        stats = launch.BACKEND.forward(kind, x, given, scalars)[1]
+        return lambda: launch.BACKEND.backward(kind, g, x, given, stats, scalars)
 
     return make
 

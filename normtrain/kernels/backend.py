@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,17 +13,29 @@ from normtrain.kernels.table import KINDS, Scalars
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """Dtypes of inputs and parameters, with their codes in the C++ kernels."""
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-"""Of weight, bias and alpha; None where there is no such parameter."""
+Parameters = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Weight, bias and alpha, or their gradients; None where there is no such parameter."""
+
+
+class Dropout(NamedTuple):
+    """Dropout of a branch before it is added to the residual stream.
+
+    Attributes:
+        seeds: ``(rows,)`` int64, a random seed per row; None for no dropout.
+        p: dropout probability in [0, 1).
+    """
+
+    seeds: Tensor | None
+    p: float
 
 
 class Backend(abc.ABC):
     """Fused kernels on one kind of device.
 
     Shapes: ``x``, ``y`` and their gradients are ``(..., d)``, contiguous, of one dtype of `DTYPES`,
-    with d >= 1; there may be no rows. ``weight`` and ``bias`` are ``(d,)`` and contiguous, of any
-    dtype of `DTYPES`, or None; ``weight`` may be ``(1,)`` for l2. ``alpha`` is ``(1,)`` for tanh,
-    else None. ``stats`` is float32 ``(rows, columns)`` and is read by the same backend only.
+    with d >= 1; there may be no rows. Weight and bias are ``(d,)`` and contiguous, of any dtype of
+    `DTYPES`, or None; the weight may be ``(1,)`` for l2. Alpha is ``(1,)`` for tanh, else None.
+    ``stats`` is float32 ``(rows, columns)`` and is read by the same backend only.
     """
 
     name: ClassVar[str]
@@ -43,27 +55,13 @@ class Backend(abc.ABC):
 
     @abc.abstractmethod
     def forward(
-        self,
-        kind: str,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
+        self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars
     ) -> tuple[Tensor, Tensor]:
         """Return ``(y, stats)``."""
 
-    def output(
-        self,
-        kind: str,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
-    ) -> Tensor:
+    def output(self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars) -> Tensor:
         """Return the y of `forward`, for calls without a backward."""
-        return self.forward(kind, x, weight, bias, alpha, scalars)[0]
+        return self.forward(kind, x, parameters, scalars)[0]
 
     @abc.abstractmethod
     def backward(
@@ -71,15 +69,13 @@ class Backend(abc.ABC):
         kind: str,
         grad: Tensor,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        parameters: Parameters,
         stats: Tensor,
         scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """Return ``(dx, dweight, dbias, dalpha)``; a parameter's gradient has its dtype and shape.
+    ) -> tuple[Tensor, Parameters]:
+        """Return dx and the gradients of the parameters, each of its parameter's dtype and shape.
 
-        Of ``bias`` only its presence and dtype are read.
+        Of the bias only its presence and dtype are read.
         """
 
     def forward_add(
@@ -87,11 +83,8 @@ class Backend(abc.ABC):
         kind: str,
         x: Tensor,
         residual: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        dropout: Dropout,
+        parameters: Parameters,
         scalars: Scalars,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute ``residual + dropout(x)`` and its norm in one pass.
@@ -100,11 +93,8 @@ class Backend(abc.ABC):
             kind: key of `KINDS`.
             x: the branch, ``(rows, d)``, contiguous.
             residual: ``(rows, d)``, contiguous, of the same dtype.
-            seeds: ``(rows,)`` int64, a random seed per row; None for no dropout.
-            p: dropout probability in [0, 1).
-            weight: as for `forward`.
-            bias: as for `forward`.
-            alpha: as for `forward`.
+            dropout: of the branch.
+            parameters: as for `forward`.
             scalars: as for `forward`.
 
         Returns:
@@ -118,14 +108,11 @@ class Backend(abc.ABC):
         grad: Tensor,
         grad_total: Tensor | None,
         total: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        dropout: Dropout,
+        parameters: Parameters,
         stats: Tensor,
         scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
+    ) -> tuple[Tensor, Tensor | None, Parameters]:
         """Compute the gradients of `forward_add`.
 
         Args:
@@ -133,16 +120,13 @@ class Backend(abc.ABC):
             grad: gradient of y.
             grad_total: gradient of the sum, or None.
             total: the sum that `forward_add` returned.
-            seeds: as for `forward_add`.
-            p: as for `forward_add`.
-            weight: as for `forward`.
-            bias: as for `forward`.
-            alpha: as for `forward`.
+            dropout: as for `forward_add`.
+            parameters: as for `forward_add`.
             stats: as `forward_add` returned them.
-            scalars: as for `forward`.
+            scalars: as for `forward_add`.
 
         Returns:
-            ``(dresidual, dx, (dweight, dbias, dalpha))``; dx is None without dropout, where it
+            ``(dresidual, dx, gradients of the parameters)``; dx is None without dropout, where it
             equals dresidual.
         """
         raise NotImplementedError

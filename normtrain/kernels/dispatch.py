@@ -143,9 +143,9 @@ def fused_norm(
         ``(..., d)`` in the dtype of ``x``, whatever the autocast state and parameter dtypes.
     """
     if backend := fused_backend(x, kind, eps, weight, bias, alpha):
-        return fused.run(backend, kind, x, weight, bias, alpha, _scalars(eps, count, a, b))
+        return fused.run(backend, kind, x, (weight, bias, alpha), _scalars(eps, count, a, b))
     with formulas.without_autocast(x):
-        return fused.apply_formula(kind, x, weight, bias, alpha, Scalars(eps, count, a, b))
+        return fused.apply_formula(kind, x, (weight, bias, alpha), Scalars(eps, count, a, b))
 
 
 def layer_norm(
@@ -164,7 +164,7 @@ def layer_norm(
         ``(..., d)`` in the dtype of ``x``, whatever the autocast state and parameter dtypes.
     """
     if eps_mode == "inside" and (backend := fused_backend(x, "layer", eps, weight, bias)):
-        return fused.run(backend, "layer", x, weight, bias, None, _scalars(eps))
+        return fused.run(backend, "layer", x, (weight, bias, None), _scalars(eps))
     with formulas.without_autocast(x):
         weight, bias = _to_stats_dtype(x, weight), _to_stats_dtype(x, bias)
         y = aten.layer_norm(x, weight, bias, eps) if _use_aten(x, eps_mode, eps) else None
@@ -194,7 +194,7 @@ def rms_norm(
     """
     first = x.shape[-1] if first is None else first
     if eps_mode == "inside" and (backend := fused_backend(x, "rms", eps, weight, bias)):
-        return fused.run(backend, "rms", x, weight, bias, None, _scalars(eps, first))
+        return fused.run(backend, "rms", x, (weight, bias, None), _scalars(eps, first))
     with formulas.without_autocast(x):
         weight, bias = _to_stats_dtype(x, weight), _to_stats_dtype(x, bias)
         if _use_aten(x, eps_mode, eps, first):
@@ -221,7 +221,7 @@ def ada_norm(x: Tensor, eps: float, c: float, k: float, eps_mode: str = "inside"
         ``(..., d)`` in the dtype of ``x``.
     """
     if eps_mode == "inside" and (backend := fused_backend(x, "ada", eps)):
-        return fused.run(backend, "ada", x, None, None, None, _scalars(eps, 0, c, k))
+        return fused.run(backend, "ada", x, (None, None, None), _scalars(eps, 0, c, k))
     with formulas.without_autocast(x):
         if _use_aten(x, eps_mode, eps):
             near = aten.scaled_into_range(x)

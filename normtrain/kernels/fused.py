@@ -14,23 +14,19 @@ import torch
 from torch import Tensor
 
 from normtrain.kernels import choice
-from normtrain.kernels.backend import Backend
+from normtrain.kernels.backend import Backend, Parameters
 from normtrain.kernels.formulas import stats_dtype
 from normtrain.kernels.gradients import formula_gradients, is_batched
 from normtrain.kernels.table import KINDS, ROWS, Scalars
-
-_Optional = Tensor | None
 
 modes_active = torch._C._len_torch_dispatch_stack
 """Return how many dispatch modes are active."""
 
 
-def apply_formula(
-    kind: str, x: Tensor, weight: _Optional, bias: _Optional, alpha: _Optional, scalars: Scalars
-) -> Tensor:
+def apply_formula(kind: str, x: Tensor, parameters: Parameters, scalars: Scalars) -> Tensor:
     """Run the differentiable formula of a kind; arguments as for `Backend.forward`."""
     wide = stats_dtype(x)
-    weight, bias, alpha = (None if p is None else p.to(wide) for p in (weight, bias, alpha))
+    weight, bias, alpha = (None if p is None else p.to(wide) for p in parameters)
     return KINDS[kind].formula(x, weight, bias, alpha, scalars)
 
 
@@ -40,20 +36,26 @@ class _Registered(Backend):
     def serves(self, x: Tensor) -> bool:
         raise AssertionError
 
-    def forward(self, kind: str, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-        *parameters, scalars = rest
+    def forward(
+        self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars
+    ) -> tuple[Tensor, Tensor]:
         return torch.ops.normtrain.rows_forward(KINDS[kind].code, x, *parameters, *scalars)
 
     def backward(
-        self, kind: str, grad: Tensor, x: Tensor, *rest: Any
-    ) -> tuple[Tensor, _Optional, _Optional, _Optional]:
-        *parameters, stats, scalars = rest
+        self,
+        kind: str,
+        grad: Tensor,
+        x: Tensor,
+        parameters: Parameters,
+        stats: Tensor,
+        scalars: Scalars,
+    ) -> tuple[Tensor, Parameters]:
         dx, *grads = torch.ops.normtrain.rows_backward(
             KINDS[kind].code, grad, x, *parameters, stats, *scalars
         )
         found = iter(grads)
         dw, db, da = (None if p is None else next(found) for p in parameters)
-        return dx, dw, db, da
+        return dx, (dw, db, da)
 
 
 _REGISTERED = _Registered()
@@ -66,15 +68,15 @@ class FusedNormFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: _Optional,
-        bias: _Optional,
-        alpha: _Optional,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        alpha: Tensor | None,
         kind: str,
         scalars: Scalars,
         backend: Backend,
     ) -> Tensor:
         """Run the backend's forward; ``x`` is ``(..., d)``, contiguous."""
-        y, stats = backend.forward(kind, x, weight, bias, alpha, scalars)
+        y, stats = backend.forward(kind, x, (weight, bias, alpha), scalars)
         ctx.save_for_backward(x, weight, bias, alpha, stats)
         ctx.call = kind, scalars, backend
         return y
@@ -84,41 +86,34 @@ class FusedNormFunction(torch.autograd.Function):
         """Compute gradients by the backend, or by the formula if they are differentiated again."""
         x, weight, bias, alpha, stats = ctx.saved_tensors
         kind, scalars, backend = ctx.call
-        found: Any
+        dx: Any
         if torch.is_grad_enabled() or type(grad) is not Tensor or is_batched(grad):
-            found = formula_gradients(
-                lambda x, w, b, alpha: apply_formula(kind, x, w, b, alpha, scalars),
+            dx, *grads = formula_gradients(
+                lambda x, *parameters: apply_formula(kind, x, parameters, scalars),
                 (x, weight, bias, alpha),
                 ctx.needs_input_grad,
                 grad,
             )
-        else:
-            if modes_active():
-                backend = _REGISTERED
-            if not grad.is_contiguous():
-                grad = grad.contiguous()
-            found = backend.backward(kind, grad, x, weight, bias, alpha, stats, scalars)
-        return *found, None, None, None
+            return dx, *grads, None, None, None
+        if modes_active():
+            backend = _REGISTERED
+        if not grad.is_contiguous():
+            grad = grad.contiguous()
+        dx, grads = backend.backward(kind, grad, x, (weight, bias, alpha), stats, scalars)
+        return dx, *grads, None, None, None
 
 
 # Function.apply without its check for function transforms, which never get here
 _apply = super(torch.autograd.Function, FusedNormFunction).apply
 
 
-def run(
-    backend: Backend,
-    kind: str,
-    x: Tensor,
-    weight: _Optional,
-    bias: _Optional,
-    alpha: _Optional,
-    scalars: Scalars,
-) -> Tensor:
+def run(backend: Backend, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars) -> Tensor:
     """Compute a norm of ``(..., d)`` by a backend's kernels; differentiable."""
     if not x.is_contiguous():
         x = x.contiguous()
     if modes_active():
         backend = _REGISTERED
+    weight, bias, alpha = parameters
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (weight is not None and weight.requires_grad)
@@ -126,7 +121,7 @@ def run(
         or (alpha is not None and alpha.requires_grad)
     ):
         return _apply(x, weight, bias, alpha, kind, scalars, backend)
-    return backend.output(kind, x, weight, bias, alpha, scalars)
+    return backend.output(kind, x, parameters, scalars)
 
 
 # ---- registered operations
@@ -153,16 +148,17 @@ def _backend_of(x: Tensor) -> Backend:
 def _forward(code: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     weight, bias, alpha, *scalars = rest
     x = x.contiguous()
-    return _backend_of(x).forward(ROWS[code].kind, x, weight, bias, alpha, Scalars(*scalars))
+    parameters = weight, bias, alpha
+    return _backend_of(x).forward(ROWS[code].kind, x, parameters, Scalars(*scalars))
 
 
 def _backward(code: int, grad: Tensor, x: Tensor, *rest: Any) -> list[Tensor]:
     weight, bias, alpha, stats, *scalars = rest
     grad, x = grad.contiguous(), x.contiguous()
-    found = _backend_of(x).backward(
-        ROWS[code].kind, grad, x, weight, bias, alpha, stats, Scalars(*scalars)
+    dx, grads = _backend_of(x).backward(
+        ROWS[code].kind, grad, x, (weight, bias, alpha), stats, Scalars(*scalars)
     )
-    return [t for t in found if t is not None]
+    return [dx, *(t for t in grads if t is not None)]
 
 
 def _fake_forward(code: int, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:

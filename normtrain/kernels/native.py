@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normtrain.kernels.backend import DTYPES, Backend, Gradients
+from normtrain.kernels.backend import DTYPES, Backend, Dropout, Parameters
 from normtrain.kernels.table import KINDS, Scalars
 
 _native: Any
@@ -61,37 +61,66 @@ def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
 
 
-def _size(t: Tensor | None) -> int:
-    return 0 if t is None else t.numel()
-
-
 def _threads(size: int) -> int:
     return 1 if size < _SMALL else torch.get_num_threads()
 
 
-def _parameter(parameter: Tensor | None) -> tuple[int, int, int]:
-    """Return a parameter's address, no gradient, and its dtype's code."""
+def _parameter(parameter: Tensor | None, grad: Tensor | None = None) -> tuple[int, int, int]:
+    """Return the addresses of a parameter and its gradient, and their dtype's code."""
     if parameter is None:
         return _ABSENT
-    return parameter.data_ptr(), 0, DTYPES[parameter.dtype]
-
-
-def _with_grad(parameter: Tensor | None, grad: Tensor | None) -> tuple[int, int, int]:
-    """Return the addresses of a parameter and its gradient, and their dtype's code."""
-    if parameter is None or grad is None:
-        return _ABSENT
-    return parameter.data_ptr(), grad.data_ptr(), DTYPES[parameter.dtype]
+    return parameter.data_ptr(), _address(grad), DTYPES[parameter.dtype]
 
 
 def _empty_like(t: Tensor | None) -> Tensor | None:
     return None if t is None else torch.empty_like(t)
 
 
-def _dropout(seeds: Tensor | None, p: float) -> tuple[int, int, float]:
+def _dropped(dropout: Dropout) -> tuple[int, int, float]:
     """Return the seeds' address, the 32-bit threshold of dropped hashes, and 1 / (1 - p)."""
+    seeds, p = dropout
     if seeds is None:
         return 0, 0, 1.0
     return seeds.data_ptr(), min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
+
+
+def _output(
+    kind: str,
+    x: Tensor,
+    parameters: Parameters,
+    scalars: Scalars,
+    stats: Tensor | None,
+    *added: float,
+) -> Tensor:
+    (weight, bias, alpha), d, size = parameters, x.shape[-1], x.numel()
+    y = torch.empty_like(x)
+    _native.forward(
+        _CODES[kind], DTYPES[x.dtype], size // d, d, x.data_ptr(), y.data_ptr(), 0, 0,
+        _address(stats), *_parameter(weight), 0 if weight is None else weight.numel(),
+        *_parameter(bias), *_parameter(alpha), *scalars, _threads(size), *added,
+    )  # fmt: skip
+    return y
+
+
+def _gradients(
+    kind: str,
+    grad: Tensor,
+    x: Tensor,
+    parameters: Parameters,
+    stats: Tensor,
+    scalars: Scalars,
+    *added: float,
+) -> tuple[Tensor, Parameters]:
+    (weight, bias, alpha), d, size = parameters, x.shape[-1], x.numel()
+    dx = torch.empty_like(x)
+    dw, db, da = _empty_like(weight), _empty_like(bias), _empty_like(alpha)
+    _native.backward(
+        _CODES[kind], DTYPES[x.dtype], size // d, d, x.data_ptr(), 0, grad.data_ptr(),
+        dx.data_ptr(), stats.data_ptr(), *_parameter(weight, dw),
+        0 if weight is None else weight.numel(), *_parameter(bias, db), *_parameter(alpha, da),
+        *scalars, _threads(size), *added,
+    )  # fmt: skip
+    return dx, (dw, db, da)
 
 
 class NativeBackend(Backend):
@@ -105,33 +134,11 @@ class NativeBackend(Backend):
     def serves(self, x: Tensor) -> bool:
         return x.is_cpu and x.dtype in DTYPES
 
-    def output(
-        self,
-        kind: str,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
-        stats: Tensor | None = None,
-    ) -> Tensor:
-        d, size = x.shape[-1], x.numel()
-        y = torch.empty_like(x)
-        _native.forward(
-            _CODES[kind], DTYPES[x.dtype], size // d, d, x.data_ptr(), y.data_ptr(), 0, 0,
-            _address(stats), *_parameter(weight), _size(weight), *_parameter(bias),
-            *_parameter(alpha), *scalars, _threads(size),
-        )  # fmt: skip
-        return y
+    def output(self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars) -> Tensor:
+        return _output(kind, x, parameters, scalars, None)
 
     def forward(
-        self,
-        kind: str,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
+        self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars
     ) -> tuple[Tensor, Tensor]:
         shape = x.numel() // x.shape[-1], _COLUMNS[kind]
         # new_empty costs half as much as empty
@@ -139,51 +146,32 @@ class NativeBackend(Backend):
             stats = x.new_empty(shape)
         else:
             stats = torch.empty(shape, dtype=torch.float32)
-        return self.output(kind, x, weight, bias, alpha, scalars, stats), stats
+        return _output(kind, x, parameters, scalars, stats), stats
 
     def backward(
         self,
         kind: str,
         grad: Tensor,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        parameters: Parameters,
         stats: Tensor,
         scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        d, size = x.shape[-1], x.numel()
-        dx = torch.empty_like(x)
-        dw, db, da = _empty_like(weight), _empty_like(bias), _empty_like(alpha)
-        _native.backward(
-            _CODES[kind], DTYPES[x.dtype], size // d, d, x.data_ptr(), 0, grad.data_ptr(),
-            dx.data_ptr(), stats.data_ptr(), *_with_grad(weight, dw), _size(weight),
-            *_with_grad(bias, db), *_with_grad(alpha, da), *scalars, _threads(size),
-        )  # fmt: skip
-        return dx, dw, db, da
+    ) -> tuple[Tensor, Parameters]:
+        return _gradients(kind, grad, x, parameters, stats, scalars)
 
     def forward_add(
         self,
         kind: str,
         x: Tensor,
         residual: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        dropout: Dropout,
+        parameters: Parameters,
         scalars: Scalars,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        d, size = x.shape[-1], x.numel()
-        y, total = torch.empty_like(x), torch.empty_like(x)
-        stats = torch.empty((size // d, _COLUMNS[kind]), dtype=torch.float32)
-        _native.forward(
-            _CODES[kind], DTYPES[x.dtype], size // d, d, total.data_ptr(), y.data_ptr(), 0, 0,
-            stats.data_ptr(), *_parameter(weight), _size(weight), *_parameter(bias),
-            *_parameter(alpha), *scalars, _threads(size),
-            x.data_ptr(), residual.data_ptr(), 0, 0, *_dropout(seeds, p),
-        )  # fmt: skip
-        return y, total, stats
+        total = torch.empty_like(x)
+        stats = torch.empty((len(x), _COLUMNS[kind]), dtype=torch.float32)
+        added = x.data_ptr(), residual.data_ptr(), 0, 0, *_dropped(dropout)
+        return _output(kind, total, parameters, scalars, stats, *added), total, stats
 
     def backward_add(
         self,
@@ -191,24 +179,15 @@ class NativeBackend(Backend):
         grad: Tensor,
         grad_total: Tensor | None,
         total: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        dropout: Dropout,
+        parameters: Parameters,
         stats: Tensor,
         scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
-        d, size = total.shape[-1], total.numel()
-        dresidual, dx = torch.empty_like(total), None if seeds is None else torch.empty_like(total)
-        dw, db, da = _empty_like(weight), _empty_like(bias), _empty_like(alpha)
-        _native.backward(
-            _CODES[kind], DTYPES[total.dtype], size // d, d, total.data_ptr(), 0, grad.data_ptr(),
-            dresidual.data_ptr(), stats.data_ptr(), *_with_grad(weight, dw), _size(weight),
-            *_with_grad(bias, db), *_with_grad(alpha, da), *scalars, _threads(size),
-            0, 0, _address(grad_total), _address(dx), *_dropout(seeds, p),
-        )  # fmt: skip
-        return dresidual, dx, (dw, db, da)
+    ) -> tuple[Tensor, Tensor | None, Parameters]:
+        dx = None if dropout.seeds is None else torch.empty_like(total)
+        added = 0, 0, _address(grad_total), _address(dx), *_dropped(dropout)
+        dresidual, grads = _gradients(kind, grad, total, parameters, stats, scalars, *added)
+        return dresidual, dx, grads
 
 
 BACKEND = NativeBackend()

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from normtrain.kernels import dispatch, fused
-from normtrain.kernels.backend import Backend
+from normtrain.kernels.backend import Backend, Dropout
 from normtrain.kernels.table import Scalars
 
 
@@ -23,18 +23,16 @@ class AddNormFunction(torch.autograd.Function):
         residual: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        seeds: Tensor | None,
-        p: float,
+        dropout: Dropout,
         kind: str,
         scalars: Scalars,
         backend: Backend,
     ) -> tuple[Tensor, Tensor]:
-        """Run the backend; ``seeds`` are ``(rows,)`` int64, or None for no dropout."""
-        y, total, stats = backend.forward_add(
-            kind, x, residual, seeds, p, weight, bias, None, scalars
-        )
-        ctx.save_for_backward(total, weight, bias, seeds, stats)
-        ctx.call = p, kind, scalars, backend
+        """Run the backend's `Backend.forward_add`."""
+        parameters = weight, bias, None
+        y, total, stats = backend.forward_add(kind, x, residual, dropout, parameters, scalars)
+        ctx.save_for_backward(total, weight, bias, dropout.seeds, stats)
+        ctx.call = dropout.p, kind, scalars, backend
         ctx.set_materialize_grads(False)
         return y, total
 
@@ -48,10 +46,10 @@ class AddNormFunction(torch.autograd.Function):
         if grad_total is not None:
             grad_total = grad_total.contiguous()
         dresidual, dx, (dw, db, _) = backend.backward_add(
-            kind, grad, grad_total, total, seeds, p, weight, bias, None, stats, scalars
+            kind, grad, grad_total, total, Dropout(seeds, p), (weight, bias, None), stats, scalars
         )
         dx = dresidual if dx is None else dx
-        return dx, dresidual, dw, db, None, None, None, None, None
+        return dx, dresidual, dw, db, None, None, None, None
 
 
 def add_norm(
@@ -92,5 +90,6 @@ def add_norm(
     d = x.shape[-1]
     rows = x.reshape(-1, d).contiguous(), residual.reshape(-1, d).contiguous()
     seeds = torch.randint(2**62, (rows[0].shape[0],), device=x.device) if p else None
-    y, total = AddNormFunction.apply(*rows, weight, bias, seeds, p, kind, Scalars(eps, d), backend)
+    call = Dropout(seeds, p), kind, Scalars(eps, d), backend
+    y, total = AddNormFunction.apply(*rows, weight, bias, *call)
     return y.view(x.shape), total.view(x.shape)

@@ -17,8 +17,9 @@ import torch
 import triton
 from torch import Tensor
 
-from normtrain.kernels.backend import DTYPES, Backend, Gradients
+from normtrain.kernels.backend import DTYPES, Backend, Dropout, Parameters
 from normtrain.kernels.table import KINDS, Scalars
+from normtrain.kernels.triton_math import Shape, Sums
 from normtrain.kernels.triton_rows import backward_rows, finalize, forward_rows
 from normtrain.kernels.triton_wide import backward_wide, forward_wide, parameters_wide
 
@@ -29,6 +30,7 @@ LONGEST = 2**17
 _FORWARD_BLOCK, _BACKWARD_BLOCK = 16384, 8192
 _WIDE_BLOCK = 4096
 _WIDE_TILE = (8, 512)
+_NO_DROPOUT = Dropout(None, 0.0)
 
 
 def interpreted() -> bool:
@@ -57,27 +59,18 @@ def backward_tile(block: int) -> Tile:
 
 
 @functools.lru_cache(maxsize=1024)
-def _constants(
-    kind: str, d: int, count: int, dtype: torch.dtype, scalar: bool
-) -> dict[str, str | int | bool]:
-    """Return the constants that the kernels are compiled for."""
-    return {
-        "KIND": kind,
-        "N": d,
-        "SEEN": count if kind == "rms" else d,  # features in the statistic
-        "COUNT": {"rms": count, "crms": d + 1, "l2": 1}.get(kind, d),
-        "COLUMNS": BACKEND.columns(kind),
-        "RANGE": dtype != torch.float16,  # no float16 needs scaling
-        "SCALAR": scalar,
-    }
-
-
-@functools.lru_cache(maxsize=1024)
-def _gradient_constants(kind: str, count: int) -> dict[str, bool]:
-    """Return whether the statistic (PULL) and the mean (SHIFT) have a gradient."""
-    pull = kind != "detach" or count == 1
-    shift = kind in ("layer", "ada", "l1") or (kind == "detach" and count == 2)
-    return {"PULL": pull, "SHIFT": shift}
+def _shape(kind: str, d: int, count: int, dtype: torch.dtype, scalar: bool) -> Shape:
+    return Shape(
+        kind=kind,
+        n=d,
+        seen=count if kind == "rms" else d,
+        count={"rms": count, "crms": d + 1, "l2": 1}.get(kind, d),
+        saved=BACKEND.columns(kind),
+        scaled=dtype != torch.float16,  # no float16 needs scaling
+        scalar=scalar,
+        pull=kind != "detach" or count == 1,
+        shift=kind in ("layer", "ada", "l1") or (kind == "detach" and count == 2),
+    )
 
 
 @functools.cache
@@ -106,16 +99,21 @@ def _is_scalar(kind: str, weight: Tensor | None) -> bool:
     return kind == "l2" and weight is not None and weight.numel() == 1
 
 
+def _plain_numbers(rows: int, p: float, scalars: Scalars) -> tuple[float, ...]:
+    """Return rows, p, 1 / (1 - p), eps, a and b as the kernels take them."""
+    return rows, float(p), 1.0 / (1.0 - p), *map(float, (scalars.eps, scalars.a, scalars.b))
+
+
 def _forward(
     kind: str,
     x: Tensor,
     residual: Tensor | None,
-    seeds: Tensor | None,
-    p: float,
-    parameters: Gradients,
+    dropout: Dropout,
+    parameters: Parameters,
     scalars: Scalars,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (y, total, stats) of rows, after adding a residual if there is one."""
+    seeds, p = dropout
     _check(kind, x, residual, seeds, *parameters)
     d = x.shape[-1]
     rows = x.numel() // d
@@ -123,19 +121,17 @@ def _forward(
     stats = torch.empty(rows, BACKEND.columns(kind), dtype=torch.float32, device=x.device)
     if rows == 0:
         return y, total, stats
-    constants = _constants(kind, d, scalars.count, x.dtype, _is_scalar(kind, parameters[0]))
+    shape = _shape(kind, d, scalars.count, x.dtype, _is_scalar(kind, parameters[0]))
     block = triton.next_power_of_2(d)
-    tensors = (x, residual, seeds, total, y, stats, *parameters)
-    plain = (rows, float(p), 1.0 / (1.0 - p), *map(float, (scalars.eps, scalars.a, scalars.b)))
+    given = (x, residual, seeds, total, y, stats, *parameters, *_plain_numbers(rows, p, scalars))
     with _on(x):
         if block <= _FORWARD_BLOCK:
             tile = forward_tile(block)
             forward_rows[(triton.cdiv(rows, tile.rows),)](
-                *tensors, *plain, **constants,
-                BLOCK_M=tile.rows, BLOCK_N=block, num_warps=tile.warps,
-            )  # fmt: skip
+                *given, S=shape, BLOCK_M=tile.rows, BLOCK_N=block, num_warps=tile.warps
+            )
         else:
-            forward_wide[(rows,)](*tensors, *plain, **constants, BLOCK_N=_WIDE_BLOCK, num_warps=8)
+            forward_wide[(rows,)](*given, S=shape, BLOCK_N=_WIDE_BLOCK, num_warps=8)
     return y, total, stats
 
 
@@ -149,7 +145,7 @@ class _Partials(NamedTuple):
     width: int
 
 
-def _make_partials(x: Tensor, parameters: Gradients, programs: int) -> _Partials:
+def _make_partials(x: Tensor, parameters: Parameters, programs: int) -> _Partials:
     make = torch.empty_like if programs else torch.zeros_like
     dw, db, dalpha = (None if t is None else make(t) for t in parameters)
     width = sum(g.numel() for g in (dw, db, dalpha) if g is not None)
@@ -161,61 +157,42 @@ def _backward(
     kind: str,
     grad: Tensor,
     grad_total: Tensor | None,
-    x: Tensor,
-    seeds: Tensor | None,
-    p: float,
-    parameters: Gradients,
+    total: Tensor,
+    dropout: Dropout,
+    parameters: Parameters,
     stats: Tensor,
     scalars: Scalars,
-) -> tuple[Tensor, Tensor | None, Gradients]:
-    weight, _, alpha = parameters
-    _check(kind, x, grad, grad_total, seeds, *parameters, stats)
-    d = x.shape[-1]
-    rows, block = x.numel() // d, triton.next_power_of_2(d)
+) -> tuple[Tensor, Tensor | None, Parameters]:
+    (weight, _, alpha), (seeds, p) = parameters, dropout
+    _check(kind, total, grad, grad_total, seeds, *parameters, stats)
+    d = total.shape[-1]
+    rows, block = total.numel() // d, triton.next_power_of_2(d)
     short, tile = block <= _BACKWARD_BLOCK, backward_tile(block)
-    programs = min(triton.cdiv(rows, tile.rows if short else 1), _most_programs(x.device))
-    dx, dbranch = torch.empty_like(x), None if seeds is None else torch.empty_like(x)
-    made, scalar = _make_partials(x, parameters, programs), _is_scalar(kind, weight)
+    programs = min(triton.cdiv(rows, tile.rows if short else 1), _most_programs(total.device))
+    dx, dbranch = torch.empty_like(total), None if seeds is None else torch.empty_like(total)
+    made, scalar = _make_partials(total, parameters, programs), _is_scalar(kind, weight)
     if rows == 0:
         return dx, dbranch, made[:3]
-    constants = _constants(kind, d, scalars.count, x.dtype, scalar)
-    changes = _gradient_constants(kind, scalars.count) | {"WIDTH": made.width}
-    which = {"HAS_DW": made.dw is not None and not scalar, "HAS_DB": made.db is not None}
-    tensors = (grad, grad_total, x, seeds, stats, weight, alpha, dx, dbranch, made.rows)
-    plain = (rows, float(p), 1.0 / (1.0 - p), float(scalars.a), float(scalars.b))
-    with _on(x):
+    sums = Sums(made.dw is not None and not scalar, made.db is not None, made.width)
+    shape = _shape(kind, d, scalars.count, total.dtype, scalar)
+    tensors = (grad, grad_total, total, seeds, stats, weight, alpha, dx, dbranch, made.rows)
+    given = (*tensors, *_plain_numbers(rows, p, scalars))
+    with _on(total):
         if short:
             backward_rows[(programs,)](
-                *tensors, *plain, **constants, **changes, **which,
+                *given, S=shape, SUMS=sums,
                 BLOCK_M=tile.rows, BLOCK_N=block, STAGES=tile.stages, num_warps=tile.warps,
             )  # fmt: skip
         else:
-            backward_wide[(programs,)](
-                *tensors, *plain, **constants, **changes, BLOCK_N=_WIDE_BLOCK, num_warps=8
-            )
-            _wide_parameters(grad, x, alpha, stats, made, constants, which)
+            backward_wide[(programs,)](*given, S=shape, SUMS=sums, BLOCK_N=_WIDE_BLOCK, num_warps=8)
+            if made.rows is not None and (sums.dw or sums.db):
+                block_m, block_n = _WIDE_TILE
+                parameters_wide[(triton.cdiv(d, block_n), programs)](
+                    grad, total, stats, alpha, made.rows, rows,
+                    S=shape, SUMS=sums, BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
+                )  # fmt: skip
         _finalize(made, d, scalar)
     return dx, dbranch, made[:3]
-
-
-def _wide_parameters(
-    grad: Tensor,
-    x: Tensor,
-    alpha: Tensor | None,
-    stats: Tensor,
-    made: _Partials,
-    constants: dict[str, str | int | bool],
-    which: dict[str, bool],
-) -> None:
-    if made.rows is None or not any(which.values()):
-        return
-    constants = {k: v for k, v in constants.items() if k in ("KIND", "N", "COLUMNS", "RANGE")}
-    d = x.shape[-1]
-    block_m, block_n = _WIDE_TILE
-    parameters_wide[(triton.cdiv(d, block_n), made.rows.shape[0])](
-        grad, x, stats, alpha, made.rows, x.numel() // d, **constants, **which, WIDTH=made.width,
-        BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
-    )  # fmt: skip
 
 
 def _finalize(made: _Partials, d: int, scalar: bool) -> None:
@@ -239,61 +216,23 @@ class TritonBackend(Backend):
         return (x.is_cuda or interpreted()) and x.dtype in DTYPES and 1 <= x.shape[-1] <= LONGEST
 
     def forward(
-        self,
-        kind: str,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
+        self, kind: str, x: Tensor, parameters: Parameters, scalars: Scalars
     ) -> tuple[Tensor, Tensor]:
-        return _forward(kind, x, None, None, 0.0, (weight, bias, alpha), scalars)[::2]
+        return _forward(kind, x, None, _NO_DROPOUT, parameters, scalars)[::2]
 
     def backward(
         self,
         kind: str,
         grad: Tensor,
         x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
+        parameters: Parameters,
         stats: Tensor,
         scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        parameters = (weight, bias, alpha)
-        dx, _, grads = _backward(kind, grad, None, x, None, 0.0, parameters, stats, scalars)
-        return dx, *grads
+    ) -> tuple[Tensor, Parameters]:
+        return _backward(kind, grad, None, x, _NO_DROPOUT, parameters, stats, scalars)[::2]
 
-    def forward_add(
-        self,
-        kind: str,
-        x: Tensor,
-        residual: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        scalars: Scalars,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _forward(kind, x, residual, seeds, p, (weight, bias, alpha), scalars)
-
-    def backward_add(
-        self,
-        kind: str,
-        grad: Tensor,
-        grad_total: Tensor | None,
-        total: Tensor,
-        seeds: Tensor | None,
-        p: float,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        alpha: Tensor | None,
-        stats: Tensor,
-        scalars: Scalars,
-    ) -> tuple[Tensor, Tensor | None, Gradients]:
-        parameters = (weight, bias, alpha)
-        return _backward(kind, grad, grad_total, total, seeds, p, parameters, stats, scalars)
+    forward_add = staticmethod(_forward)
+    backward_add = staticmethod(_backward)
 
 
 BACKEND = TritonBackend()

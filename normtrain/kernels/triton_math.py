@@ -1,13 +1,18 @@
 """Arithmetic of a tile of rows, shared by the Triton kernels.
 
-Tiles are float32 ``(rows, columns)``; values of a row are ``(rows,)``. KIND is the kind of a row of
-`normtrain.kernels.table`. First of all a row is multiplied by `factor`, a power of two that is 1
-unless the row is huge; ``h`` is the normalized row. Centred kinds keep the mean in two parts, whose
-sum is more precise than float32: otherwise the rounding error of the mean of a constant row would
-look like a deviation.
+Tiles are float32 ``(rows, columns)``; values of a row are ``(rows,)``. First of all a row is
+multiplied by `factor`, a power of two that is 1 unless the row is huge; ``h`` is the normalized
+row. Centred kinds keep the mean in two parts, whose sum is more precise than float32: otherwise the
+rounding error of the mean of a constant row would look like a deviation.
+
+Arguments of one purpose are passed as tuples: ``S`` is a `Shape`; ``stats`` is ``(scale, factor,
+mean, rest)``, the statistics of each row; ``scalars`` is ``(eps, a, b)`` of
+`normtrain.kernels.table.Scalars`; ``drop`` is ``(seeds, p, 1 / (1 - p))``.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,10 +26,44 @@ _SHARE = tl.constexpr(2.0**-20)
 _ROUNDS = tl.constexpr(7)
 
 
+class Shape(NamedTuple):
+    """What a kernel is compiled for.
+
+    Attributes:
+        kind: key of `normtrain.kernels.table.KINDS`.
+        n: number of features.
+        seen: number of leading features in the statistic.
+        count: divisor of the sum in the statistic.
+        saved: number of float32 statistics saved per row.
+        scaled: whether huge rows are scaled into range.
+        scalar: whether the weight is one number.
+        pull: whether the statistic has a gradient.
+        shift: whether the mean has a gradient.
+    """
+
+    kind: str
+    n: int
+    seen: int
+    count: int  # type: ignore[assignment]
+    saved: int
+    scaled: bool
+    scalar: bool
+    pull: bool
+    shift: bool
+
+
+class Sums(NamedTuple):
+    """The sums over rows that a backward stores: of the weight, of the bias, and in all."""
+
+    dw: bool
+    db: bool
+    width: int
+
+
 @triton.jit
-def centred(KIND: tl.constexpr) -> tl.tensor:
+def centred(S: tl.constexpr) -> tl.tensor:
     """Return whether the kind subtracts a mean."""
-    return KIND == "layer" or KIND == "detach" or KIND == "ada" or KIND == "l1"
+    return S.kind == "layer" or S.kind == "detach" or S.kind == "ada" or S.kind == "l1"
 
 
 @triton.jit
@@ -35,13 +74,11 @@ def row_factor(largest: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def seen_largest(
-    x: tl.tensor, columns: tl.tensor, SEEN: tl.constexpr, N: tl.constexpr
-) -> tl.tensor:
+def seen_largest(x: tl.tensor, columns: tl.tensor, S: tl.constexpr) -> tl.tensor:
     """Return the largest magnitude in each row among the features in the statistic."""
     size = tl.abs(x)
-    if SEEN < N:
-        size = tl.where(columns < SEEN, size, 0.0)
+    if S.seen < S.n:
+        size = tl.where(columns < S.seen, size, 0.0)
     return tl.max(size, 1)
 
 
@@ -70,13 +107,7 @@ def off_mean(
 
 @triton.jit
 def row_scale(
-    square: tl.tensor,
-    rest: tl.tensor,
-    dropped: tl.tensor,
-    eps: tl.tensor,
-    a: tl.tensor,
-    KIND: tl.constexpr,
-    COUNT: tl.constexpr,
+    square: tl.tensor, rest: tl.tensor, dropped: tl.tensor, scalars: tl.tuple, S: tl.constexpr
 ) -> tl.tensor:
     """Return each row's scale from the sum of its squares (magnitudes for l1).
 
@@ -85,19 +116,18 @@ def row_scale(
             the kinds with a variance.
         rest: the second part of the mean.
         dropped: the sum of the row, for crms.
-        eps: as in `Scalars`.
-        a: the constant of l1.
-        KIND: the kind.
-        COUNT: divisor of the sum.
+        scalars: eps and a are read.
+        S: the shape.
     """
-    if KIND == "crms":
+    eps, a, _ = scalars
+    if S.kind == "crms":
         square = square + dropped * dropped
-    mean = tl.div_rn(square, tl.full((1,), COUNT, tl.float32))
-    if KIND == "l1":
+    mean = tl.div_rn(square, tl.full((1,), S.count, tl.float32))
+    if S.kind == "l1":
         divisor = a * mean + eps
-    elif KIND == "l2":
+    elif S.kind == "l2":
         divisor = tl.maximum(tl.sqrt_rn(mean), eps)
-    elif centred(KIND):
+    elif centred(S):
         divisor = tl.sqrt_rn(tl.maximum(mean - rest * rest, 0.0) + eps)
     else:
         divisor = tl.sqrt_rn(mean + eps)
@@ -119,19 +149,12 @@ def tanh(z: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def normalized(
-    x: tl.tensor,
-    factor: tl.tensor,
-    mean: tl.tensor,
-    rest: tl.tensor,
-    scale: tl.tensor,
-    alpha: tl.tensor,
-    KIND: tl.constexpr,
-) -> tl.tensor:
+def normalized(x: tl.tensor, stats: tl.tuple, alpha: tl.tensor, S: tl.constexpr) -> tl.tensor:
     """Return h: the row, centred if the kind is, times its scale; or tanh(alpha * x)."""
-    if KIND == "tanh":
+    scale, factor, mean, rest = stats
+    if S.kind == "tanh":
         h = tanh(alpha * x)
-    elif centred(KIND):
+    elif centred(S):
         h = ((x * factor[:, None] - mean[:, None]) - rest[:, None]) * scale[:, None]
     else:
         h = (x * factor[:, None]) * scale[:, None]
@@ -140,12 +163,12 @@ def normalized(
 
 @triton.jit
 def output(
-    h: tl.tensor, weight: tl.tensor, bias: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+    h: tl.tensor, weight: tl.tensor, bias: tl.tensor, scalars: tl.tuple, S: tl.constexpr
 ) -> tl.tensor:
     """Return y from h; weight and bias are tiles or None."""
     y = h
-    if KIND == "ada":
-        y = (a * (1.0 - b * h)) * h
+    if S.kind == "ada":
+        y = (scalars[1] * (1.0 - scalars[2] * h)) * h
     if weight is not None:
         y = y * weight
     if bias is not None:
@@ -155,24 +178,15 @@ def output(
 
 @triton.jit
 def inner_gradient(
-    g: tl.tensor, h: tl.tensor, weight: tl.tensor, a: tl.tensor, b: tl.tensor, KIND: tl.constexpr
+    g: tl.tensor, h: tl.tensor, weight: tl.tensor, scalars: tl.tuple, S: tl.constexpr
 ) -> tl.tensor:
     """Return u, the gradient of h (AdaNorm's factor is a constant)."""
     u = g
-    if KIND == "ada":
-        u = u * (a * (1.0 - b * h))
+    if S.kind == "ada":
+        u = u * (scalars[1] * (1.0 - scalars[2] * h))
     if weight is not None:
         u = u * weight
     return u
-
-
-@triton.jit
-def carrier_sum(h: tl.tensor, KIND: tl.constexpr) -> tl.tensor:
-    """Return the row sums of h (of its sign for l1), for `input_gradient`."""
-    carrier = h
-    if KIND == "l1":
-        carrier = _sign(h)
-    return tl.sum(carrier, 1)
 
 
 @triton.jit
@@ -181,13 +195,31 @@ def _sign(h: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def weighted_sum(
-    u: tl.tensor, h: tl.tensor, COUNT: tl.constexpr, PARTIAL: tl.constexpr
-) -> tl.tensor:
-    """Return the row sums of u * h divided by COUNT."""
+def _weighted_sum(u: tl.tensor, h: tl.tensor, S: tl.constexpr) -> tl.tensor:
+    """Return the row sums of u * h divided by the count."""
     # features outside the statistic may be so large that their sum overflows
-    share, whole = (1.0 / COUNT, 1.0) if PARTIAL else (1.0, 1.0 / COUNT)
+    share, whole = (1.0 / S.count, 1.0) if S.seen < S.n else (1.0, 1.0 / S.count)
     return tl.sum(u * (h * share), 1) * whole
+
+
+@triton.jit
+def row_sums(u: tl.tensor, h: tl.tensor, stats: tl.tuple, S: tl.constexpr) -> tl.tuple:
+    """Return pull, shift and tilt of each row, which `input_gradient` needs.
+
+    Pull is the sum of u * h over the count, shift the sum of u, and tilt the sum of h (of its sign
+    for l1).
+    """
+    zero = tl.zeros_like(stats[2])
+    pull = _weighted_sum(u, h, S) if S.pull else zero
+    if S.kind == "l2":
+        pull = pull * stats[2]
+    shift = tl.sum(u, 1) if S.shift else zero
+    tilt = zero
+    if S.kind == "crms":
+        tilt = tl.sum(h, 1)
+    elif S.kind == "l1":
+        tilt = tl.sum(_sign(h), 1)
+    return pull, shift, tilt
 
 
 @triton.jit
@@ -195,39 +227,30 @@ def input_gradient(
     u: tl.tensor,
     h: tl.tensor,
     columns: tl.tensor,
-    factor: tl.tensor,
-    scale: tl.tensor,
-    pull: tl.tensor,
-    shift: tl.tensor,
-    tilt: tl.tensor,
-    a: tl.tensor,
-    KIND: tl.constexpr,
-    N: tl.constexpr,
-    SEEN: tl.constexpr,
-    PULL: tl.constexpr,
-    SHIFT: tl.constexpr,
+    stats: tl.tuple,
+    sums: tl.tuple,
+    scalars: tl.tuple,
+    S: tl.constexpr,
 ) -> tl.tensor:
-    """Return dx from row sums: pull of u * h over the count, shift of u, tilt of the carrier.
-
-    PULL: whether the statistic has a gradient; SHIFT: whether the mean has one.
-    """
+    """Return dx from u, h and the `row_sums`."""
+    pull, shift, tilt = sums
     d = u
-    if PULL:
-        if KIND == "l1":
-            carrier, pull = _sign(h), pull * a
-        elif KIND == "crms":
+    if S.pull:
+        if S.kind == "l1":
+            carrier, pull = _sign(h), pull * scalars[1]
+        elif S.kind == "crms":
             carrier = h + tilt[:, None]
-        elif SEEN < N:
-            carrier = tl.where(columns < SEEN, h, 0.0)
+        elif S.seen < S.n:
+            carrier = tl.where(columns < S.seen, h, 0.0)
         else:
             carrier = h
         d = d - carrier * pull[:, None]
-    if SHIFT:
-        mean = shift * (1.0 / N)
-        if KIND == "l1":
-            mean = mean - pull * tilt * (1.0 / N)
+    if S.shift:
+        mean = shift * (1.0 / S.n)
+        if S.kind == "l1":
+            mean = mean - pull * tilt * (1.0 / S.n)
         d = d - mean[:, None]
-    return (d * scale[:, None]) * factor[:, None]
+    return (d * stats[0][:, None]) * stats[1][:, None]
 
 
 @triton.jit

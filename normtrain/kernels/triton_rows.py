@@ -21,16 +21,18 @@ from normtrain.kernels.triton_math import (
     off_mean,
     row_factor,
     row_scale,
+    row_sums,
     seen_largest,
     share_sum,
     whole_sum,
 )
 from normtrain.kernels.triton_tiles import (
+    as_float32,
     load_gradients,
+    load_input,
+    load_parameter,
     load_stats,
-    parameter,
-    row_input,
-    row_sums,
+    no_stats,
     store_input_gradient,
     store_output,
     store_partials,
@@ -40,42 +42,33 @@ from normtrain.kernels.triton_tiles import (
 
 @triton.jit
 def _tile_statistics(
-    x: tl.tensor,
-    columns: tl.tensor,
-    mask: tl.tensor,
-    eps: tl.tensor,
-    a: tl.tensor,
-    KIND: tl.constexpr,
-    N: tl.constexpr,
-    SEEN: tl.constexpr,
-    COUNT: tl.constexpr,
-    RANGE: tl.constexpr,
-    FULL: tl.constexpr,
-) -> tl.tensor:
-    """Compute scale, factor and the two parts of the mean of whole rows."""
+    x: tl.tensor, columns: tl.tensor, scalars: tl.tuple, S: tl.constexpr, FULL: tl.constexpr
+) -> tl.tuple:
+    """Compute the statistics of whole rows."""
+    mask = columns < S.n
     total = tl.zeros((x.shape[0],), tl.float32)
     factor = total + 1.0
-    if centred(KIND) or KIND == "crms":
+    if centred(S) or S.kind == "crms":
         total = share_sum(x)
-    if RANGE:
-        factor = row_factor(seen_largest(x, columns, SEEN, N))
+    if S.scaled:
+        factor = row_factor(seen_largest(x, columns, S))
     total = whole_sum(total, factor)
     mean, rest = tl.zeros_like(total), tl.zeros_like(total)
-    if centred(KIND):
-        mean = total * (1.0 / N)
+    if centred(S):
+        mean = total * (1.0 / S.n)
         c = off_mean(x, mask, factor, mean, FULL)
-        rest = tl.sum(c, 1) * (1.0 / N)
-        if KIND == "l1":
+        rest = tl.sum(c, 1) * (1.0 / S.n)
+        if S.kind == "l1":
             c = tl.abs(c - rest[:, None])
             square = tl.sum(c if FULL else tl.where(mask, c, 0.0), 1)
         else:
             square = tl.sum(c * c, 1)
     else:
         c = x * factor[:, None]
-        if SEEN < N:
-            c = tl.where(columns < SEEN, c, 0.0)
+        if S.seen < S.n:
+            c = tl.where(columns < S.seen, c, 0.0)
         square = tl.sum(c * c, 1)
-    return row_scale(square, rest, total, eps, a, KIND, COUNT), factor, mean, rest
+    return row_scale(square, rest, total, scalars, S), factor, mean, rest
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -95,35 +88,26 @@ def forward_rows(
     eps: tl.tensor,
     a: tl.tensor,
     b: tl.tensor,
-    KIND: tl.constexpr,
-    N: tl.constexpr,
-    SEEN: tl.constexpr,
-    COUNT: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANGE: tl.constexpr,
-    SCALAR: tl.constexpr,
+    S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:
     """Normalize a tile of ``BLOCK_M`` whole rows per program."""
-    # Python numbers may be passed as float64; the arithmetic is float32
-    eps, a, b = tl.cast(eps, tl.float32), tl.cast(a, tl.float32), tl.cast(b, tl.float32)
-    p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
+    scalars = as_float32((eps, a, b))
+    drop = SEEDS, tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.arange(0, BLOCK_N)[None, :]
-    at = row.to(tl.int64)[:, None] * N + columns
-    mask = (row < rows)[:, None] & (columns < N)
-    x = row_input(X, RESIDUAL, SEEDS, TOTAL, row, columns, at, mask, rows, p, keep_scale)
-    scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, 0, RANGE)
-    alpha = parameter(ALPHA, columns, N, True)
-    if KIND != "tanh":
-        inside, full = columns < N, N == BLOCK_N
-        scale, factor, mean, rest = _tile_statistics(
-            x, columns, inside, eps, a, KIND, N, SEEN, COUNT, RANGE, full
-        )
-        store_stats(STATS, row, rows, scale, factor, mean, rest, eps, KIND, COLUMNS)
-    weight, bias = parameter(WEIGHT, columns, N, SCALAR), parameter(BIAS, columns, N, False)
-    store_output(Y, at, mask, x, factor, mean, rest, scale, alpha, weight, bias, a, b, KIND)
+    at = row.to(tl.int64)[:, None] * S.n + columns
+    mask = (row < rows)[:, None] & (columns < S.n)
+    x = load_input(X, RESIDUAL, TOTAL, drop, row, columns, at, mask, rows)
+    stats = no_stats(row)
+    if S.kind != "tanh":
+        stats = _tile_statistics(x, columns, scalars, S, S.n == BLOCK_N)
+        store_stats(STATS, row, rows, stats, scalars[0], S)
+    weight = load_parameter(WEIGHT, columns, S.n, S.scalar)
+    bias = load_parameter(BIAS, columns, S.n, False)
+    alpha = load_parameter(ALPHA, columns, S.n, True)
+    store_output(Y, at, mask, x, stats, weight, bias, alpha, scalars, S)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -141,29 +125,21 @@ def backward_rows(
     rows: tl.tensor,
     p: tl.tensor,
     keep_scale: tl.tensor,
+    eps: tl.tensor,
     a: tl.tensor,
     b: tl.tensor,
-    KIND: tl.constexpr,
-    N: tl.constexpr,
-    SEEN: tl.constexpr,
-    COUNT: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANGE: tl.constexpr,
-    PULL: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALAR: tl.constexpr,
-    HAS_DW: tl.constexpr,
-    HAS_DB: tl.constexpr,
-    WIDTH: tl.constexpr,
+    S: tl.constexpr,
+    SUMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
     """Compute dx of every `num_programs`-th tile, and partial gradients of the parameters."""
-    a, b = tl.cast(a, tl.float32), tl.cast(b, tl.float32)
-    p, keep_scale = tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
+    scalars = as_float32((eps, a, b))
+    drop = SEEDS, tl.cast(p, tl.float32), tl.cast(keep_scale, tl.float32)
     columns = tl.arange(0, BLOCK_N)[None, :]
-    weight, alpha = parameter(WEIGHT, columns, N, SCALAR), parameter(ALPHA, columns, N, True)
+    weight = load_parameter(WEIGHT, columns, S.n, S.scalar)
+    alpha = load_parameter(ALPHA, columns, S.n, True)
     dw = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     db = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     ds = tl.zeros((BLOCK_M,), tl.float32)
@@ -171,35 +147,29 @@ def backward_rows(
         tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.num_programs(0), num_stages=STAGES
     ):
         row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-        at = row.to(tl.int64)[:, None] * N + columns
-        mask = (row < rows)[:, None] & (columns < N)
-        scale, factor, mean, rest = load_stats(STATS, row, rows, KIND, COLUMNS, RANGE)
+        at = row.to(tl.int64)[:, None] * S.n + columns
+        mask = (row < rows)[:, None] & (columns < S.n)
+        stats = load_stats(STATS, row, rows, S)
         x, g, h, u = load_gradients(
-            X, GRAD, at, mask, columns < N, scale, factor, mean, rest, alpha, weight, a, b,
-            KIND, N == BLOCK_N,
-        )  # fmt: skip
-        if KIND == "tanh":
+            X, GRAD, at, mask, columns < S.n, stats, weight, alpha, scalars, S, S.n == BLOCK_N
+        )
+        if S.kind == "tanh":
             d = u * alpha
             ds += tl.sum(u * x, 1)
         else:
-            pull, shift, tilt = row_sums(u, h, mean, KIND, N, SEEN, COUNT, PULL, SHIFT)
-            d = input_gradient(
-                u, h, columns, factor, scale, pull, shift, tilt, a, KIND, N, SEEN, PULL, SHIFT
-            )
-            if SCALAR:
+            d = input_gradient(u, h, columns, stats, row_sums(u, h, stats, S), scalars, S)
+            if S.scalar:
                 ds += tl.sum(g * h, 1)
-        if HAS_DW:
+        if SUMS.dw:
             dw += g * h
-        if HAS_DB:
+        if SUMS.db:
             db += g
-        store_input_gradient(
-            d, GRAD_TOTAL, SEEDS, DX, DBRANCH, row, columns, at, mask, rows, p, keep_scale
-        )
-    if WIDTH > 0:
-        own = PARTIALS + tl.program_id(0) * WIDTH
-        store_partials(own, tl.arange(0, BLOCK_N), dw, db, N, HAS_DW, HAS_DB)
-        if SCALAR or KIND == "tanh":
-            tl.store(own + WIDTH - 1, tl.sum(ds, 0))
+        store_input_gradient(d, GRAD_TOTAL, DX, DBRANCH, drop, row, columns, at, mask, rows)
+    if SUMS.width > 0:
+        own = PARTIALS + tl.program_id(0) * SUMS.width
+        store_partials(own, tl.arange(0, BLOCK_N), dw, db, S.n, SUMS)
+        if S.scalar or S.kind == "tanh":
+            tl.store(own + SUMS.width - 1, tl.sum(ds, 0))
 
 
 @triton.jit(do_not_specialize=["programs"])

@@ -1,6 +1,7 @@
-"""Loading, saving and storing a tile of rows, shared by `triton_rows` and `triton_wide`.
+"""Loading and storing a tile of rows, shared by `triton_rows` and `triton_wide`.
 
-Pointers are described in `triton_rows`.
+Pointers are described in `triton_rows`, tuples of arguments in `triton_math`. ``at`` are the
+offsets of a tile's elements, and ``mask`` says which of them exist.
 """
 
 from __future__ import annotations
@@ -8,15 +9,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from normtrain.kernels.triton_math import (
-    carrier_sum,
-    centred,
-    dropped_out,
-    inner_gradient,
-    normalized,
-    output,
-    weighted_sum,
-)
+from normtrain.kernels.triton_math import centred, dropped_out, inner_gradient, normalized, output
+
+
+@triton.jit
+def as_float32(scalars: tl.tuple) -> tl.tuple:
+    """Return three numbers as float32: Python's may be passed as float64."""
+    one, two, three = scalars
+    return tl.cast(one, tl.float32), tl.cast(two, tl.float32), tl.cast(three, tl.float32)
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def load_wide(POINTER: tl.tensor, at: tl.tensor, mask: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
-def parameter(
+def load_parameter(
     POINTER: tl.tensor, columns: tl.tensor, N: tl.constexpr, SCALAR: tl.constexpr
 ) -> tl.tensor:
     """Load a parameter as a float32 tile ``(1, columns)`` or a scalar; None if there is none."""
@@ -40,25 +40,23 @@ def parameter(
 
 
 @triton.jit
-def row_input(
+def load_input(
     X: tl.tensor,
     RESIDUAL: tl.tensor,
-    SEEDS: tl.tensor,
     TOTAL: tl.tensor,
+    drop: tl.tuple,
     row: tl.tensor,
     columns: tl.tensor,
     at: tl.tensor,
     mask: tl.tensor,
     rows: tl.tensor,
-    p: tl.tensor,
-    keep_scale: tl.tensor,
 ) -> tl.tensor:
     """Load the tile to normalize; with a residual, compute and store the sum."""
     x = load_wide(X, at, mask)
     if RESIDUAL is not None:
-        if SEEDS is not None:
-            seeds = tl.load(SEEDS + row, mask=row < rows, other=0)
-            x = dropped_out(x, columns, seeds, p, keep_scale)
+        if drop[0] is not None:
+            seeds = tl.load(drop[0] + row, mask=row < rows, other=0)
+            x = dropped_out(x, columns, seeds, drop[1], drop[2])
         total = (x + load_wide(RESIDUAL, at, mask)).to(TOTAL.dtype.element_ty)
         tl.store(TOTAL + at, total, mask=mask)
         x = total.to(tl.float32)
@@ -70,46 +68,42 @@ def store_stats(
     STATS: tl.tensor,
     row: tl.tensor,
     rows: tl.tensor,
-    scale: tl.tensor,
-    factor: tl.tensor,
-    mean: tl.tensor,
-    rest: tl.tensor,
+    stats: tl.tuple,
     eps: tl.tensor,
-    KIND: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    S: tl.constexpr,
 ) -> None:
     """Save the statistics of each row for the backward."""
-    at, mask = STATS + row.to(tl.int64) * COLUMNS, row < rows
+    scale, factor, mean, rest = stats
+    at, mask = STATS + row.to(tl.int64) * S.saved, row < rows
     tl.store(at, scale, mask=mask)
     tl.store(at + 1, factor, mask=mask)
-    if centred(KIND):
+    if centred(S):
         tl.store(at + 2, mean, mask=mask)
         tl.store(at + 3, rest, mask=mask)
-    if KIND == "l2":
+    if S.kind == "l2":
         # as in `row_scale`: for a length of eps or less, the scale is 1 / eps
         tl.store(at + 2, tl.where(scale < tl.div_rn(1.0, eps), 1.0, 0.0), mask=mask)
 
 
 @triton.jit
-def load_stats(
-    STATS: tl.tensor,
-    row: tl.tensor,
-    rows: tl.tensor,
-    KIND: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    RANGE: tl.constexpr,
-) -> tl.tensor:
+def no_stats(row: tl.tensor) -> tl.tuple:
+    """Return the statistics of a kind that has none."""
+    zero = tl.zeros_like(row.to(tl.float32))
+    return zero, zero + 1.0, zero, zero
+
+
+@triton.jit
+def load_stats(STATS: tl.tensor, row: tl.tensor, rows: tl.tensor, S: tl.constexpr) -> tl.tuple:
     """Load scale, factor and the two parts of the mean (for l2 its flag), ``(rows,)`` each."""
-    scale = tl.zeros_like(row.to(tl.float32))
-    factor, mean, rest = scale + 1.0, scale, scale
-    if COLUMNS > 0:
-        at, mask = STATS + row.to(tl.int64) * COLUMNS, row < rows
+    scale, factor, mean, rest = no_stats(row)
+    if S.saved > 0:
+        at, mask = STATS + row.to(tl.int64) * S.saved, row < rows
         scale = tl.load(at, mask=mask, other=0.0)
-        if RANGE:
+        if S.scaled:
             factor = tl.load(at + 1, mask=mask, other=1.0)
-        if COLUMNS > 2:
+        if S.saved > 2:
             mean = tl.load(at + 2, mask=mask, other=0.0)
-        if COLUMNS > 3:
+        if S.saved > 3:
             rest = tl.load(at + 3, mask=mask, other=0.0)
     return scale, factor, mean, rest
 
@@ -120,20 +114,15 @@ def store_output(
     at: tl.tensor,
     mask: tl.tensor,
     x: tl.tensor,
-    factor: tl.tensor,
-    mean: tl.tensor,
-    rest: tl.tensor,
-    scale: tl.tensor,
-    alpha: tl.tensor,
+    stats: tl.tuple,
     weight: tl.tensor,
     bias: tl.tensor,
-    a: tl.tensor,
-    b: tl.tensor,
-    KIND: tl.constexpr,
+    alpha: tl.tensor,
+    scalars: tl.tuple,
+    S: tl.constexpr,
 ) -> None:
     """Compute and store y of a tile."""
-    h = normalized(x, factor, mean, rest, scale, alpha, KIND)
-    y = output(h, weight, bias, a, b, KIND)
+    y = output(normalized(x, stats, alpha, S), weight, bias, scalars, S)
     tl.store(Y + at, y.to(Y.dtype.element_ty), mask=mask)
 
 
@@ -144,27 +133,23 @@ def load_gradients(
     at: tl.tensor,
     mask: tl.tensor,
     inside: tl.tensor,
-    scale: tl.tensor,
-    factor: tl.tensor,
-    mean: tl.tensor,
-    rest: tl.tensor,
-    alpha: tl.tensor,
+    stats: tl.tuple,
     weight: tl.tensor,
-    a: tl.tensor,
-    b: tl.tensor,
-    KIND: tl.constexpr,
+    alpha: tl.tensor,
+    scalars: tl.tuple,
+    S: tl.constexpr,
     FULL: tl.constexpr,
-) -> tl.tensor:
+) -> tl.tuple:
     """Load x and g, the gradient of y; compute h and u, the gradient of h (of alpha * x for tanh).
 
     ``inside`` masks the padding of h, unless FULL.
     """
     x, g = load_wide(X, at, mask), load_wide(GRAD, at, mask)
-    h = normalized(x, factor, mean, rest, scale, alpha, KIND)
+    h = normalized(x, stats, alpha, S)
     if not FULL:
         h = tl.where(inside, h, 0.0)
-    u = inner_gradient(g, h, weight, a, b, KIND)
-    if KIND == "tanh":
+    u = inner_gradient(g, h, weight, scalars, S)
+    if S.kind == "tanh":
         u = u * (1.0 - h * h)
     return x, g, h, u
 
@@ -173,47 +158,23 @@ def load_gradients(
 def store_input_gradient(
     d: tl.tensor,
     GRAD_TOTAL: tl.tensor,
-    SEEDS: tl.tensor,
     DX: tl.tensor,
     DBRANCH: tl.tensor,
+    drop: tl.tuple,
     row: tl.tensor,
     columns: tl.tensor,
     at: tl.tensor,
     mask: tl.tensor,
     rows: tl.tensor,
-    p: tl.tensor,
-    keep_scale: tl.tensor,
 ) -> None:
     """Store dx; with a residual, add the gradient of the sum and store that of the branch too."""
     if GRAD_TOTAL is not None:
         d = d + load_wide(GRAD_TOTAL, at, mask)
     tl.store(DX + at, d.to(DX.dtype.element_ty), mask=mask)
     if DBRANCH is not None:
-        seeds = tl.load(SEEDS + row, mask=row < rows, other=0)
-        branch = dropped_out(d, columns, seeds, p, keep_scale)
+        seeds = tl.load(drop[0] + row, mask=row < rows, other=0)
+        branch = dropped_out(d, columns, seeds, drop[1], drop[2])
         tl.store(DBRANCH + at, branch.to(DBRANCH.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def row_sums(
-    u: tl.tensor,
-    h: tl.tensor,
-    flag: tl.tensor,
-    KIND: tl.constexpr,
-    N: tl.constexpr,
-    SEEN: tl.constexpr,
-    COUNT: tl.constexpr,
-    PULL: tl.constexpr,
-    SHIFT: tl.constexpr,
-) -> tl.tensor:
-    """Compute pull, shift and tilt of `input_gradient` for a tile."""
-    zero = tl.zeros_like(flag)
-    pull = weighted_sum(u, h, COUNT, SEEN < N) if PULL else zero
-    if KIND == "l2":
-        pull = pull * flag
-    shift = tl.sum(u, 1) if SHIFT else zero
-    tilt = carrier_sum(h, KIND) if KIND == "crms" or KIND == "l1" else zero
-    return pull, shift, tilt
 
 
 @triton.jit
@@ -223,12 +184,11 @@ def store_partials(
     dw: tl.tensor,
     db: tl.tensor,
     N: tl.constexpr,
-    HAS_DW: tl.constexpr,
-    HAS_DB: tl.constexpr,
+    SUMS: tl.constexpr,
 ) -> None:
     """Store a program's sums for the gradients of weight and bias in its row ``own``."""
-    if HAS_DW:
+    if SUMS.dw:
         tl.store(own + column, tl.sum(dw, 0), mask=column < N)
-    if HAS_DB:
-        offset: tl.constexpr = N if HAS_DW else 0
+    if SUMS.db:
+        offset: tl.constexpr = N if SUMS.dw else 0
         tl.store(own + offset + column, tl.sum(db, 0), mask=column < N)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from normtrain.kernels import choice, native
-from normtrain.kernels.backend import Backend, Gradients
+from normtrain.kernels.backend import Backend, Dropout, Parameters
 from normtrain.kernels.table import DETACH, KINDS, Scalars
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -50,7 +50,7 @@ def make_target(name: str) -> Target:
     return Target(backend, "cuda" if on_gpu else "cpu")
 
 
-def make(case: str, d: int, dtype: torch.dtype, device: str) -> tuple[str, Gradients, Scalars]:
+def make(case: str, d: int, dtype: torch.dtype, device: str) -> tuple[str, Parameters, Scalars]:
     """A kind, parameters of a dtype (none of them 0 or 1), and the scalars."""
     kind, _, more = case.partition("-")
     generator = torch.Generator().manual_seed(3)
@@ -102,8 +102,8 @@ def assert_near(actual: Tensor, expected: Tensor, bound: float = 3e-5) -> None:
 
 
 def in_float64(
-    kind: str, x: Tensor, parameters: Gradients, scalars: Scalars, grad: Tensor
-) -> tuple[Tensor, Tensor, Gradients]:
+    kind: str, x: Tensor, parameters: Parameters, scalars: Scalars, grad: Tensor
+) -> tuple[Tensor, Tensor, Parameters]:
     """Output, input gradient and parameter gradients of the table's formula in float64."""
     wide = x.double().requires_grad_()
     doubles = [None if t is None else t.double().requires_grad_() for t in parameters]
@@ -116,7 +116,7 @@ def in_float64(
 
 
 def assert_sums_near(
-    actual: Gradients, expected: Gradients, terms: Tensor, parameters: Gradients
+    actual: Parameters, expected: Parameters, terms: Tensor, parameters: Parameters
 ) -> None:
     """Compare parameter gradients, sums over rows, relative to the sum of their terms."""
     for got, want, parameter in zip(actual, expected, parameters, strict=True):
@@ -129,15 +129,15 @@ def assert_sums_near(
 
 def check(
     target: Target, case: str, x: Tensor, dtype: torch.dtype, bound: float = 3e-5
-) -> tuple[Tensor, Gradients]:
+) -> tuple[Tensor, Parameters]:
     """Compare output and all gradients with float64; returns dx and the parameters' gradients."""
     kind, parameters, scalars = make(case, x.shape[-1], dtype, target.device)
     if F16 in (x.dtype, dtype):
         # float16 cannot hold the gradients of a row of zeros with a smaller one
         scalars = scalars._replace(eps=1e-3)
     grad = gradient_like(x)
-    y, stats = target.backend.forward(kind, x, *parameters, scalars)
-    dx, *grads = target.backend.backward(kind, grad, x, *parameters, stats, scalars)
+    y, stats = target.backend.forward(kind, x, parameters, scalars)
+    dx, grads = target.backend.backward(kind, grad, x, parameters, stats, scalars)
     assert stats.shape == (len(x), target.backend.columns(kind))
     assert (y.dtype, dx.dtype, y.shape, dx.shape) == (x.dtype, x.dtype, x.shape, x.shape)
     wanted, dwanted, expected = in_float64(kind, x, parameters, scalars, grad)
@@ -149,17 +149,15 @@ def check(
     else:
         assert_near(dx, dwanted, bound)
     terms = grad.double().abs() * (wanted.abs() + 1)
-    assert_sums_near((grads[0], grads[1], grads[2]), expected, terms, parameters)
-    return dx, (grads[0], grads[1], grads[2])
+    assert_sums_near(grads, expected, terms, parameters)
+    return dx, grads
 
 
 def dropout_mask(target: Target, seeds: Tensor, d: int, p: float) -> Tensor:
     """The factors of dropout, seen through a sum with zeros."""
-    ones = torch.ones(len(seeds), d, device=target.device)
-    scalars = Scalars(1e-5, d)
-    return target.backend.forward_add(
-        "rms", ones, 0 * ones, seeds, p, None, None, None, scalars
-    )[1]  # fmt: skip
+    ones, scalars = torch.ones(len(seeds), d, device=target.device), Scalars(1e-5, d)
+    dropout, no_parameters = Dropout(seeds, p), (None, None, None)
+    return target.backend.forward_add("rms", ones, 0 * ones, dropout, no_parameters, scalars)[1]
 
 
 def check_add(
@@ -176,16 +174,14 @@ def check_add(
     seeds = None
     if p is not None:
         seeds = torch.randint(2**62, (4,), generator=generator).to(target.device)
-    share = p or 0.0
-    y, total, stats = target.backend.forward_add(
-        kind, x, residual, seeds, share, *parameters, scalars
-    )
-    dresidual, dx, grads = target.backend.backward_add(
-        kind, grad, grad_total, total, seeds, share, *parameters, stats, scalars
+    dropout, call = Dropout(seeds, p or 0.0), target.backend
+    y, total, stats = call.forward_add(kind, x, residual, dropout, parameters, scalars)
+    dresidual, dx, grads = call.backward_add(
+        kind, grad, grad_total, total, dropout, parameters, stats, scalars
     )
     factor = torch.ones_like(x).double()
     if seeds is not None:
-        factor = dropout_mask(target, seeds, d, share).double()
+        factor = dropout_mask(target, seeds, d, dropout.p).double()
     assert_near(total, x.double() * factor + residual.double(), 1e-6)
     wanted, dwanted, expected = in_float64(kind, total, parameters, scalars, grad)
     assert_near(y, wanted)

@@ -68,9 +68,9 @@ def test_bitwise_identical_with_any_number_of_threads(
     try:
         for threads in (1, 2, 3, 2, 1):
             torch.set_num_threads(threads)
-            y, stats = native.BACKEND.forward(kind, x, *parameters, scalars)
-            grads = native.BACKEND.backward(kind, grad, x, *parameters, stats, scalars)
-            found.append([y, *grads])
+            y, stats = native.BACKEND.forward(kind, x, parameters, scalars)
+            dx, grads = native.BACKEND.backward(kind, grad, x, parameters, stats, scalars)
+            found.append([y, dx, *grads])
     finally:
         torch.set_num_threads(threads_before)
         native.use_instruction_set(before)

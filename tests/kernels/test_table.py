@@ -71,7 +71,7 @@ def test_every_saved_statistic_is_written(
     torch.use_deterministic_algorithms(True)
     try:
         x = torch.randn(5, 13).to(target.device)
-        _, stats = target.backend.forward(kind, x, *parameters, scalars)
+        _, stats = target.backend.forward(kind, x, parameters, scalars)
     finally:
         torch.use_deterministic_algorithms(False)
     assert stats.shape == (5, len(KINDS[kind].saved[target.backend.name]))
@@ -103,8 +103,8 @@ def test_lengths(case: str, target: Target) -> None:
         check(target, case, rows_of_all_sizes(1000, BF16, "cpu", ordinary=70), F32)
     kind, parameters, scalars = make(case, 6, F32, target.device)
     x = torch.empty(0, 6, device=target.device)
-    y, stats = target.backend.forward(kind, x, *parameters, scalars)
-    dx, *grads = target.backend.backward(kind, x, x, *parameters, stats, scalars)
+    y, stats = target.backend.forward(kind, x, parameters, scalars)
+    dx, grads = target.backend.backward(kind, x, x, parameters, stats, scalars)
     assert y.shape == dx.shape == (0, 6)
     for grad, given in zip(grads, parameters, strict=True):
         assert (grad is None) == (given is None)
@@ -118,7 +118,7 @@ def test_constant_rows_give_zeros(case: str, d: int, target: Target) -> None:
     kind, _, scalars = make(case, d, F32, target.device)
     for value in (37.3, 1234.567, 333333.33, -1e-3):
         x = torch.full((2, d), value, device=target.device)
-        y, _ = target.backend.forward(kind, x, None, None, None, scalars)
+        y, _ = target.backend.forward(kind, x, (None, None, None), scalars)
         assert y.abs().max().item() <= 1e-3
 
 
@@ -127,7 +127,7 @@ def test_one_large_feature_costs_the_others_no_precision(case: str, target: Targ
     x = torch.randn(2, 64, generator=torch.Generator().manual_seed(2))
     x[:, 0], x[1, :] = 1e5, x[1].flip(0)
     kind, parameters, scalars = make(case, 64, F32, target.device)
-    y, _ = target.backend.forward(kind, x.to(target.device), *parameters, scalars)
+    y, _ = target.backend.forward(kind, x.to(target.device), parameters, scalars)
     wanted, _, _ = in_float64(kind, x.to(target.device), parameters, scalars, y)
     torch.testing.assert_close(y.double(), wanted, rtol=3e-6, atol=3e-7)
 
@@ -140,8 +140,8 @@ def test_features_outside_the_statistic_may_be_far_larger(target: Target) -> Non
     kind, parameters, scalars = make("rms-partial", 8, F32, target.device)
     assert scalars.count == 4
     grad = gradient_like(x)
-    y, stats = target.backend.forward(kind, x, *parameters, scalars)
-    dx, *_ = target.backend.backward(kind, grad, x, *parameters, stats, scalars)
+    y, stats = target.backend.forward(kind, x, parameters, scalars)
+    dx, _ = target.backend.backward(kind, grad, x, parameters, stats, scalars)
     wanted, dwanted, _ = in_float64(kind, x, parameters, scalars, grad)
     for part in (slice(0, 4), slice(4, 8)):
         assert_rows_near(y[:, part], wanted[:, part])
@@ -154,8 +154,8 @@ def test_large_and_tiny_gradients(case: str, upstream: float, target: Target) ->
     kind, parameters, scalars = make(case, 8, F32, target.device)
     x = rows_of_all_sizes(8, F32, target.device)
     grad = upstream * gradient_like(x)
-    _, stats = target.backend.forward(kind, x, *parameters, scalars)
-    dx, *_ = target.backend.backward(kind, grad, x, *parameters, stats, scalars)
+    _, stats = target.backend.forward(kind, x, parameters, scalars)
+    dx, _ = target.backend.backward(kind, grad, x, parameters, stats, scalars)
     _, dwanted, _ = in_float64(kind, x, parameters, scalars, grad)
     small = dwanted.abs().amax(-1) < 1e-36
     assert_rows_near(dx[~small], dwanted[~small])

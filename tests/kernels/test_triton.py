@@ -123,17 +123,18 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Compi
 
 
 def launch_all(case: str, d: int, dtype: torch.dtype, with_residual: bool) -> None:
+    from normtrain.kernels.backend import Dropout
     from normtrain.kernels.triton import BACKEND
 
     x = torch.zeros(3, d, dtype=dtype)
     kind, parameters, scalars = make(case, d, F32, "cpu")
     if not with_residual:
-        _, stats = BACKEND.forward(kind, x, *parameters, scalars)
-        BACKEND.backward(kind, x, x, *parameters, stats, scalars)
+        _, stats = BACKEND.forward(kind, x, parameters, scalars)
+        BACKEND.backward(kind, x, x, parameters, stats, scalars)
         return
-    seeds = torch.zeros(3, dtype=torch.int64)
-    _, total, stats = BACKEND.forward_add(kind, x, x, seeds, 0.1, *parameters, scalars)
-    BACKEND.backward_add(kind, x, x, total, seeds, 0.1, *parameters, stats, scalars)
+    dropout = Dropout(torch.zeros(3, dtype=torch.int64), 0.1)
+    _, total, stats = BACKEND.forward_add(kind, x, x, dropout, parameters, scalars)
+    BACKEND.backward_add(kind, x, x, total, dropout, parameters, stats, scalars)
 
 
 @COMPILES

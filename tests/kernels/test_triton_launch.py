@@ -124,9 +124,9 @@ def test_residual_add_of_real_lengths(d: int) -> None:
 def step(case: str, x: Tensor) -> tuple[Tensor, ...]:
     """Forward and backward, with x as the gradient of the output."""
     kind, parameters, scalars = make(case, x.shape[-1], BF16, DEVICE)
-    y, stats = TARGET.backend.forward(kind, x, *parameters, scalars)
-    grads = TARGET.backend.backward(kind, x, x, *parameters, stats, scalars)
-    return y, *(t for t in grads if t is not None)
+    y, stats = TARGET.backend.forward(kind, x, parameters, scalars)
+    dx, grads = TARGET.backend.backward(kind, x, x, parameters, stats, scalars)
+    return y, dx, *(t for t in grads if t is not None)
 
 
 @ON_GPU
