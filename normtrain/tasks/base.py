@@ -162,26 +162,29 @@ class Task(ABC):
     def corpora(self) -> list[str]:
         """Return the corpora that the task knows by name."""
 
+    @property
     @abstractmethod
-    def data(
-        self, recipe: Any, *, revision: str | None, tokenizer: Any, total_batches: int
-    ) -> CorpusData[Any]:
-        """Build the data module of a run, not yet set up.
+    def data_type(self) -> type[CorpusData[Any]]:
+        """The class of the task's data modules."""
 
-        Args:
-            recipe: every choice of the run.
-            revision: of the corpus; pins a dataset of the Hub.
-            tokenizer: the one of the checkpoint that is resumed; None trains one.
-            total_batches: batches of the whole run, over all ranks.
-        """
-
+    @property
     @abstractmethod
+    def module_type(self) -> type[Any]:
+        """The class of the task's LightningModules, a `normtrain.tasks.module.TaskModule`."""
+
+    def data(self, recipe: Any, **options: Any) -> CorpusData[Any]:
+        """Build the data module of a run, not yet set up; ``options`` are those of its class."""
+        return self.data_type(recipe.data, seed=recipe.train.seed, **options)
+
     def module(self, recipe: Any, tokenizer: Any, **options: Any) -> Any:
-        """Build the `normtrain.tasks.module.TaskModule`; ``options`` are those of that class."""
+        """Build the LightningModule of a run; ``options`` are those of its class."""
+        return self.module_type(recipe, tokenizer, **options)
 
-    @abstractmethod
     def model(self, config: Any, vocab_size: int) -> TokenModel:
         """Build the model of a recipe's ``model`` section."""
+        from normtrain.models import build_model
+
+        return build_model(config, vocab_size)
 
     @abstractmethod
     def tokenizer(self, text: str) -> TaskTokenizer:

@@ -14,7 +14,7 @@ from normtrain.config.schema import Recipe
 from normtrain.models.blocks import Stack
 from normtrain.models.embedding import TokenModel
 from normtrain.models.recompute import Recompute
-from normtrain.tasks.base import TaskTokenizer
+from normtrain.tasks.base import TaskTokenizer, task_of
 from normtrain.tasks.optimizers import build_optimizer, clip_gradients
 from normtrain.tasks.sharding import (
     hold_whole,
@@ -36,11 +36,14 @@ class TaskModule(pl.LightningModule):
     Args:
         recipe: every choice of the run.
         tokenizer: text to token ids and back.
-        model: what is trained.
         compile_model: run the training forward pass through ``torch.compile``.
         step_batches: batches of one optimizer step, over all ranks.
 
+    Raises:
+        ValueError: the recipe asks for a model that cannot be built.
+
     Attributes:
+        model: what is trained, built by the recipe's task.
         batch_shape: shapes of the last training batch, for the message when memory is short.
         validation: the numbers of the last validation by name, the loss first.
         samples: outputs of the last validation, for the log.
@@ -54,7 +57,6 @@ class TaskModule(pl.LightningModule):
         self,
         recipe: Recipe,
         tokenizer: TaskTokenizer,
-        model: TokenModel,
         *,
         compile_model: bool = False,
         step_batches: int = 1,
@@ -62,7 +64,7 @@ class TaskModule(pl.LightningModule):
         super().__init__()
         self._step_batches = step_batches
         self.recipe, self.tokenizer = recipe, tokenizer
-        self.model = model
+        self.model = model = task_of(recipe).model(recipe.model, tokenizer.vocab_size)
         self._compiled: Callable[..., Tensor] | None = None
         if recipe.train.activation_checkpointing:
             recompute = Recompute(compile=compile_model)

@@ -62,11 +62,6 @@ def mask(tokens: Tensor, share: float, vocab_size: int, generator: Any = None) -
 class MaskedModule(TaskModule):
     """Trains the encoder; each batch gets a new mask, each validation the same ones."""
 
-    def __init__(self, recipe: MaskedRecipe, tokenizer: Any, **options: Any) -> None:
-        super().__init__(
-            recipe, tokenizer, TASK.model(recipe.model, tokenizer.vocab_size), **options
-        )
-
     @staticmethod
     def count_targets(batch: dict[str, Tensor]) -> Tensor:
         """Count the tokens of the windows."""
@@ -110,11 +105,8 @@ class Masked(Task):
     recipe_type = MaskedRecipe
     corpora = staticmethod(text_names)
     tokenizer = staticmethod(tokenizer_from_json)
-    module = MaskedModule
-
-    def data(self, recipe: MaskedRecipe, **options: Any) -> LanguageData:
-        """Build the data module."""
-        return LanguageData(recipe.data, seed=recipe.train.seed, **options)
+    data_type = LanguageData
+    module_type = MaskedModule
 
     def model(self, config: CausalLMConfig, vocab_size: int) -> MaskedLM:
         """Build the encoder."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normtrain.tasks.base import Card, Evaluation, EvaluationRequest, Metric, Task, TrainedModel
 from normtrain.tasks.language.config import LanguageRecipe
+
+if TYPE_CHECKING:
+    from normtrain.data.base import CorpusData
+    from normtrain.tasks.module import TaskModule
 
 __all__ = ["TASK", "LanguageModelling"]
 
@@ -41,31 +45,19 @@ class LanguageModelling(Task):
 
         return text_names()
 
-    def data(
-        self, recipe: LanguageRecipe, *, revision: str | None, tokenizer: Any, total_batches: int
-    ) -> Any:
-        """Build the data module of a run."""
+    @property
+    def data_type(self) -> type[CorpusData[Any]]:
+        """`LanguageData`."""
         from normtrain.tasks.language.data import LanguageData
 
-        return LanguageData(
-            recipe.data,
-            revision=revision,
-            tokenizer=tokenizer,
-            seed=recipe.train.seed,
-            total_batches=total_batches,
-        )
+        return LanguageData
 
-    def module(self, recipe: LanguageRecipe, tokenizer: Any, **options: Any) -> Any:
-        """Build the LightningModule."""
+    @property
+    def module_type(self) -> type[TaskModule]:
+        """`LanguageModule`."""
         from normtrain.tasks.language.module import LanguageModule
 
-        return LanguageModule(recipe, tokenizer, **options)
-
-    def model(self, config: Any, vocab_size: int) -> Any:
-        """Build the decoder."""
-        from normtrain.models import build_model
-
-        return build_model(config, vocab_size)
+        return LanguageModule
 
     def tokenizer(self, text: str) -> Any:
         """Read a tokenizer's JSON."""

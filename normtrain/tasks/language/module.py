@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from normtrain.models import CausalLM, build_model
-from normtrain.tasks.base import TaskTokenizer
+from normtrain.models import CausalLM
 from normtrain.tasks.language.config import LanguageRecipe
 from normtrain.tasks.loss import NONE, summed_loss, training_loss
 from normtrain.tasks.module import TaskModule
@@ -38,23 +36,10 @@ def perplexity(loss: float) -> float:
 
 
 class LanguageModule(TaskModule):
-    """Trains a decoder on windows of running text.
-
-    Args:
-        recipe: every choice of the run.
-        tokenizer: text to token ids and back.
-        options: as for `TaskModule`.
-
-    Raises:
-        ValueError: the recipe asks for a model that cannot be built.
-    """
+    """Trains a decoder on windows of running text; see `TaskModule`."""
 
     model: CausalLM
     recipe: LanguageRecipe
-
-    def __init__(self, recipe: LanguageRecipe, tokenizer: TaskTokenizer, **options: Any) -> None:
-        model = build_model(recipe.model, tokenizer.vocab_size)
-        super().__init__(recipe, tokenizer, model, **options)
 
     @staticmethod
     def count_targets(batch: dict[str, Tensor]) -> Tensor:

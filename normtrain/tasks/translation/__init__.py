@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normtrain.tasks.base import (
     LOSS,
@@ -14,6 +14,10 @@ from normtrain.tasks.base import (
     TrainedModel,
 )
 from normtrain.tasks.translation.config import TranslationRecipe
+
+if TYPE_CHECKING:
+    from normtrain.data.base import CorpusData
+    from normtrain.tasks.module import TaskModule
 
 __all__ = ["TASK", "Translation"]
 
@@ -43,36 +47,19 @@ class Translation(Task):
 
         return corpus_names()
 
-    def data(
-        self,
-        recipe: TranslationRecipe,
-        *,
-        revision: str | None,
-        tokenizer: Any,
-        total_batches: int,
-    ) -> Any:
-        """Build the data module of a run."""
+    @property
+    def data_type(self) -> type[CorpusData[Any]]:
+        """`TranslationData`."""
         from normtrain.tasks.translation.data import TranslationData
 
-        return TranslationData(
-            recipe.data,
-            revision=revision,
-            tokenizer=tokenizer,
-            seed=recipe.train.seed,
-            total_batches=total_batches,
-        )
+        return TranslationData
 
-    def module(self, recipe: TranslationRecipe, tokenizer: Any, **options: Any) -> Any:
-        """Build the LightningModule."""
+    @property
+    def module_type(self) -> type[TaskModule]:
+        """`TranslationModule`."""
         from normtrain.tasks.translation.module import TranslationModule
 
-        return TranslationModule(recipe, tokenizer, **options)
-
-    def model(self, config: Any, vocab_size: int) -> Any:
-        """Build the encoder-decoder."""
-        from normtrain.models import build_model
-
-        return build_model(config, vocab_size)
+        return TranslationModule
 
     def tokenizer(self, text: str) -> Any:
         """Read a tokenizer's JSON."""

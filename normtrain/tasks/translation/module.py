@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
-from normtrain.models import Seq2Seq, build_model
+from normtrain.models import Seq2Seq
 from normtrain.models.token_ids import PAD
 from normtrain.tasks.loss import summed_loss, training_loss
 from normtrain.tasks.module import TaskModule
@@ -17,25 +15,12 @@ from normtrain.tasks.translation.tokenizer import Tokenizer
 
 
 class TranslationModule(TaskModule):
-    """Trains an encoder-decoder on translation pairs.
-
-    Args:
-        recipe: every choice of the run.
-        tokenizer: text to token ids and back.
-        options: as for `TaskModule`.
-
-    Raises:
-        ValueError: the recipe asks for a model that cannot be built.
-    """
+    """Trains an encoder-decoder on translation pairs; see `TaskModule`."""
 
     model: Seq2Seq
     recipe: TranslationRecipe
     tokenizer: Tokenizer
-
-    def __init__(self, recipe: TranslationRecipe, tokenizer: Tokenizer, **options: Any) -> None:
-        model = build_model(recipe.model, tokenizer.vocab_size)
-        super().__init__(recipe, tokenizer, model, **options)
-        self._bleu = float("nan")
+    _bleu = float("nan")
 
     @staticmethod
     def count_targets(batch: dict[str, Tensor]) -> Tensor:
