@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -198,18 +198,13 @@ def _installed(dim: int, weight: Tensor, bias: Tensor, device: str) -> dict[str,
     found: dict[str, Arm] = {}
     if device != "cuda":
         return found
-    try:
+    with contextlib.suppress(ImportError):
         liger = importlib.import_module("liger_kernel.ops.rms_norm").LigerRMSNormFunction
-        found["Liger rms_norm"] = Arm(
-            lambda x: liger.apply(x, weight, EPS, 0.0, "llama", False), [weight]
-        )
-    except ImportError:
-        pass
-    try:
+        call: Call = lambda x: liger.apply(x, weight, EPS, 0.0, "llama", False)  # noqa: E731
+        found["Liger rms_norm"] = Arm(call, [weight])
+    with contextlib.suppress(ImportError):
         quack = importlib.import_module("quack").rmsnorm
         found["quack rmsnorm"] = Arm(lambda x: quack(x, weight, eps=EPS), [weight])
-    except ImportError:
-        pass
     return found
 
 
@@ -242,10 +237,6 @@ def _steps(arm: Arm, x: Tensor, grad: Tensor) -> tuple[Callable[[], object], Cal
     return forward, both
 
 
-def _use_backend(arm: Arm) -> contextlib.AbstractContextManager[None]:
-    return kernels.use(arm.backend or "auto")
-
-
 def measure(wanted: Settings) -> Iterator[Result]:
     """Time every arm at every shape and dtype; yield the results one after the other."""
     generator = torch.Generator().manual_seed(1)
@@ -265,7 +256,7 @@ def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator
     steps[COPY] = x.clone, None
     operations: dict[str, tuple[str, ...]] = {COPY: ("clone",)}
     for name, arm in arms.items():
-        with _use_backend(arm):
+        with kernels.use(arm.backend or "auto"):
             forward, both = _steps(arm, x, grad)
             both()
             operations[name] = tuple(dict.fromkeys(dispatched_operations(both)))
@@ -278,7 +269,7 @@ def _measured(wanted: Settings, dtype: str, x: Tensor, grad: Tensor) -> Iterator
             shuffle.shuffle(order)
             for name in order:
                 once, twice = steps[name]
-                with _use_backend(arms[name]) if name in arms else contextlib.nullcontext():
+                with kernels.use((name in arms and arms[name].backend) or "auto"):
                     first = _timed(once, wanted.seconds, wanted.device)
                     second = _timed(twice, wanted.seconds, wanted.device) if twice else 0.0
                 found[name].append((first, second))
@@ -340,8 +331,3 @@ def _processor() -> str:
             return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def as_plain(result: Result) -> dict[str, Any]:
-    """Return a result in plain types, for JSON."""
-    return asdict(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -71,7 +72,7 @@ def bench_norms(
         click.echo(f"{result.rows}×{result.dim} {result.dtype}: {result.arm}", err=True)
     facts = measure.versions(device) | {"freed_memory_kept": kept, "rounds": rounds}
     if as_json:
-        click.echo(json.dumps({**facts, "rows": [measure.as_plain(result) for result in results]}))
+        click.echo(json.dumps({**facts, "rows": [asdict(result) for result in results]}))
     else:
         click.echo(show.tables(results))
         click.echo("\n" + ", ".join(f"{key}: {value}" for key, value in facts.items()))

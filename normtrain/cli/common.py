@@ -45,26 +45,27 @@ def debug_option(function: _F) -> _F:
 
 def beam_options(function: _F) -> _F:
     """Add ``--beam`` and ``--length-penalty``; unset, the recipe's ``decode`` section decides."""
-    function = click.option(
-        "--length-penalty", type=click.FloatRange(min=0), help="Default: the recipe's."
-    )(function)
-    return click.option(
-        "--beam",
-        type=click.IntRange(1, 1000),  # as in the recipe's schema, which takes long to import
-        help="Beam width; 1 is greedy. Default: the recipe's.",
-    )(function)
+    # the widest beam is that of the recipe's schema, which takes long to import
+    widths, text = click.IntRange(1, 1000), "Beam width; 1 is greedy. Default: the recipe's."
+    penalties = click.FloatRange(min=0)
+    function = click.option("--length-penalty", type=penalties, help="Default: the recipe's.")(
+        function
+    )
+    return click.option("--beam", type=widths, help=text)(function)
 
 
 def machine_options(function: _F) -> _F:
     """Add ``--devices`` and ``--nodes``."""
-    function = click.option(
-        "--nodes", type=click.IntRange(min=1), help="Number of machines. Default: 1."
-    )(function)
-    return click.option(
-        "--devices",
-        type=click.IntRange(min=1),
-        help="Number of devices on each machine. Default: 1.",
-    )(function)
+    count = click.IntRange(min=1)
+    function = click.option("--nodes", type=count, help="Number of machines. Default: 1.")(function)
+    text = "Number of devices on each machine. Default: 1."
+    return click.option("--devices", type=count, help=text)(function)
+
+
+def norm_at_option(function: _F) -> _F:
+    """Add ``--norm-at``."""
+    text = "Another norm where the module name matches; repeatable, the last match wins."
+    return click.option("--norm-at", metavar="PATTERN=SPEC", multiple=True, help=text)(function)
 
 
 def started_as(devices: int | None, nodes: int | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from normtrain.cli.common import debug_option, machine_options, started_as
+from normtrain.cli.common import debug_option, machine_options, norm_at_option, started_as
 from normtrain.errors import UserError
 from normtrain.ranks import is_first_process
 
@@ -26,12 +26,7 @@ PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
 @click.command()
 @click.option("--recipe", metavar="NAME|FILE", help="The name of a recipe, or a YAML file.")
 @click.option("--norm", metavar="SPEC", help="The norm of every module, e.g. prmsnorm:p=0.125.")
-@click.option(
-    "--norm-at",
-    metavar="GLOB=SPEC",
-    multiple=True,
-    help="Another norm where the module name matches; repeatable, the last match wins.",
-)
+@norm_at_option
 @click.option(
     "--data",
     metavar="NAME|DIR",

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from normtrain.cli.common import debug_option
+from normtrain.cli.common import debug_option, norm_at_option
 from normtrain.cli.user_code import find_factory, make_model, split_target, user_environment
 from normtrain.errors import RunError
 
@@ -14,12 +14,7 @@ from normtrain.errors import RunError
 @click.command("swap-check", short_help="Try other norms in a model of your own.")
 @click.argument("target", metavar="MODULE:FACTORY")
 @click.option("--norm", metavar="SPEC", help="One norm for all, e.g. prmsnorm:p=0.125.")
-@click.option(
-    "--norm-at",
-    metavar="PATTERN=SPEC",
-    multiple=True,
-    help="Another norm where the module name matches; repeatable, the last match wins.",
-)
+@norm_at_option
 @click.option(
     "--init",
     type=click.Choice(["keep", "fresh"]),

@@ -13,6 +13,7 @@ are new objects: build optimizers, EMA copies and data-parallel wrappers after c
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -76,10 +77,7 @@ def to_rmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -> 
         for name in stream.writers:
             recentre(output_slots(model, name))
             report.recentred.append(name)
-        for name in stream.outer_norms:
-            bias = model.get_submodule(name).bias
-            if isinstance(bias, nn.Parameter):
-                recentre([(model.get_submodule(name), "bias", 0)])
+        _recentre_outer_biases(model, stream)
         if not isinstance(model, TokenModel):
             _recentre_inputs(model, stream, report)
     if isinstance(model, TokenModel):
@@ -125,10 +123,7 @@ def to_crmsnorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) ->
         for name in stream.writers:
             recentre_and_drop(output_slots(model, name))
             report.recentred.append(name)
-        for name in stream.outer_norms:
-            bias = model.get_submodule(name).bias
-            if isinstance(bias, nn.Parameter):
-                recentre([(model.get_submodule(name), "bias", 0)])
+        _recentre_outer_biases(model, stream)
     if not isinstance(model, TokenModel):
         _narrow_inputs(model, streams, tied, report)
     _replace(model, [n for s in streams for n in s.norms], crms_of, report)
@@ -154,8 +149,7 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
     streams = _checked(model, streams)
     for stream in streams:
         kinds = norm_kinds(model, stream)
-        if CENTRING in kinds.values():
-            first = next(name for name, kind in kinds.items() if kind == CENTRING)
+        if first := next((name for name, kind in kinds.items() if kind == CENTRING), None):
             raise UserError(
                 f"{first} ({label(model.get_submodule(first))}) centres already; only RMSNorm "
                 f"converts to LayerNorm"
@@ -171,7 +165,7 @@ def to_layernorm(model: nn.Module, *, streams: Sequence[Stream] | None = None) -
             if isinstance(module := _named(model, name), ZeroMeanEmbedding):
                 model.set_submodule(name, module.plain())
         if stream.entry is not None:
-            _remove_hooks(model.get_submodule(stream.entry))
+            _set_entry_hook(model.get_submodule(stream.entry), None)
     return _finished(model, report)
 
 
@@ -259,6 +253,12 @@ def _replace(
         model.set_submodule(name, made[old])
 
 
+def _recentre_outer_biases(model: nn.Module, stream: Stream) -> None:
+    for norm in map(model.get_submodule, stream.outer_norms):
+        if isinstance(norm.bias, nn.Parameter):
+            recentre([(norm, "bias", 0)])
+
+
 def _recentre_inputs(model: nn.Module, stream: Stream, report: ConversionReport) -> None:
     """Remove the mean of a stream's input, in the weights where that is possible."""
     for name in stream.inputs:
@@ -271,9 +271,7 @@ def _recentre_inputs(model: nn.Module, stream: Stream, report: ConversionReport)
             recentre(output_slots(model, name))
             report.recentred.append(name)
     if stream.entry is not None:
-        module = model.get_submodule(stream.entry)
-        _remove_hooks(module)
-        module.register_forward_pre_hook(recentre_entry, with_kwargs=True)
+        _set_entry_hook(model.get_submodule(stream.entry), recentre_entry)
         report.notes.append(f"what enters {stream.entry} is recentred when the model runs")
 
 
@@ -283,19 +281,14 @@ def _narrow_inputs(
     done: set[int] = set()
     for stream in streams:
         for name in stream.inputs:
-            module = _named(model, name)
-            if isinstance(module, ZeroMeanEmbedding):
-                model.set_submodule(name, module.plain())
-                module = _named(model, name)
-            if id(module) in done:
-                continue
-            done.add(id(module))
-            recentre_and_drop(output_slots(model, name))
-            report.recentred.append(name)
+            if isinstance(module := _named(model, name), ZeroMeanEmbedding):
+                model.set_submodule(name, module := module.plain())
+            if id(module) not in done:
+                done.add(id(module))
+                recentre_and_drop(output_slots(model, name))
+                report.recentred.append(name)
         if stream.entry is not None:
-            entry = model.get_submodule(stream.entry)
-            _remove_hooks(entry)
-            entry.register_forward_pre_hook(recentre_and_drop_entry, with_kwargs=True)
+            _set_entry_hook(model.get_submodule(stream.entry), recentre_and_drop_entry)
             report.notes.append(
                 f"what enters {stream.entry} is recentred, and its last feature dropped, when "
                 f"the model runs"
@@ -315,10 +308,13 @@ def _is_tied(model: nn.Module, table: object) -> bool:
     )
 
 
-def _remove_hooks(module: nn.Module) -> None:
+def _set_entry_hook(module: nn.Module, hook: Callable[..., Any] | None) -> None:
+    """Replace what an earlier conversion does to the first argument of a module."""
     for key in entry_hooks(module):
         del module._forward_pre_hooks[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
+    if hook is not None:
+        module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _finished(model: nn.Module, report: ConversionReport) -> ConversionReport:

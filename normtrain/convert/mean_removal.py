@@ -5,6 +5,8 @@ Every change is computed in float64 and rounded once to the parameter's dtype.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,12 @@ from normtrain.convert.linear_layers import (
 from normtrain.errors import UserError
 from normtrain.models.positions import Positions
 
+_AnyEmbedding = TypeVar("_AnyEmbedding", bound=nn.Embedding)
 Slot = tuple[nn.Module, str, int]
 """A module, the name of one of its parameters, and the axis its features are on."""
+
+OUTPUT_SIZES = ("out_features", "nf", "out_channels", "embedding_dim")
+"""Attributes of modules that say how many features they give."""
 
 # A mean within this many rounding units of the average magnitude counts as zero: recentring and
 # rounding leaves at most half a unit, weights that were never recentred have many.
@@ -111,9 +117,13 @@ def recentre_and_drop(slots: list[Slot]) -> None:
         tensor: Tensor = getattr(module, name)
         put(module, name, centred(tensor, axis).narrow(axis, 0, tensor.size(axis) - 1), tensor)
     for module in dict.fromkeys(module for module, _, _ in slots):
-        for size in ("out_features", "nf", "out_channels", "embedding_dim"):
-            if hasattr(module, size):
-                setattr(module, size, getattr(module, size) - 1)
+        _one_fewer(module, *OUTPUT_SIZES)
+
+
+def _one_fewer(module: nn.Module, *sizes: str) -> None:
+    for size in sizes:
+        if hasattr(module, size):
+            setattr(module, size, getattr(module, size) - 1)
 
 
 def fold(reader: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -141,9 +151,7 @@ def fold(reader: nn.Module, weight: Tensor | None, bias: Tensor | None) -> None:
     if weight is not None:
         columns = columns * weight.detach().double()
     put(reader, "weight", (columns[..., :-1] - columns[..., -1:]).movedim(-1, axis), old)
-    for size in ("in_features", "nx"):
-        if hasattr(reader, size):
-            setattr(reader, size, getattr(reader, size) - 1)
+    _one_fewer(reader, "in_features", "nx")
 
 
 class ZeroMeanEmbedding(nn.Embedding):
@@ -155,31 +163,26 @@ class ZeroMeanEmbedding(nn.Embedding):
     @classmethod
     def of(cls, embedding: nn.Embedding) -> ZeroMeanEmbedding:
         """Return the same embedding, sharing its weight."""
-        made = cls(
-            embedding.num_embeddings,
-            embedding.embedding_dim,
-            embedding.padding_idx,
-            scale_grad_by_freq=embedding.scale_grad_by_freq,
-            sparse=embedding.sparse,
-            device="meta",
-        )
-        made.weight = embedding.weight
-        return made.train(embedding.training)
+        return _share(embedding, cls)
 
     def plain(self) -> nn.Embedding:
         """Return an ordinary embedding, sharing the weight."""
-        made = nn.Embedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            self.padding_idx,
-            scale_grad_by_freq=self.scale_grad_by_freq,
-            sparse=self.sparse,
-            device="meta",
-        )
-        made.weight = self.weight
-        return made.train(self.training)
+        return _share(self, nn.Embedding)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return vectors ``(..., dim)`` of ids ``(...)``, each minus its mean."""
         vectors = super().forward(input)
         return vectors - vectors.mean(-1, keepdim=True)
+
+
+def _share(embedding: nn.Embedding, kind: type[_AnyEmbedding]) -> _AnyEmbedding:
+    made = kind(
+        embedding.num_embeddings,
+        embedding.embedding_dim,
+        embedding.padding_idx,
+        scale_grad_by_freq=embedding.scale_grad_by_freq,
+        sparse=embedding.sparse,
+        device="meta",
+    )
+    made.weight = embedding.weight
+    return made.train(embedding.training)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normtrain.convert.counterparts import kind_of
 from normtrain.convert.linear_layers import check_linear, check_values, is_transposed
-from normtrain.convert.mean_removal import is_zero_mean, output_slots
+from normtrain.convert.mean_removal import OUTPUT_SIZES, is_zero_mean, output_slots
 from normtrain.errors import UserError
 from normtrain.models.positions import Positions
 
@@ -34,13 +34,10 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
             _check_width(norm, name, stream.width)
             if _eps_unknown(norm):
                 raise UserError(f"{name} takes its eps from its input's dtype; give it a number")
-        for name in stream.writers:
-            wide = _width_written(model, name)
-            if wide != stream.width:
+        for name in (*stream.writers, *stream.inputs):
+            module, kept, axis = output_slots(model, name)[0]
+            if (wide := getattr(module, kept).size(axis)) != stream.width:
                 raise UserError(f"{name} writes {wide} features into a stream of {stream.width}")
-        for name in stream.inputs:
-            if (wide := _width_written(model, name)) != stream.width:
-                raise UserError(f"{name} gives {wide} features to a stream of {stream.width}")
         if stream.entry is not None:
             find(model, stream.entry)
     _check_named_once(model, streams)
@@ -49,11 +46,6 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
 
 def _eps_unknown(norm: nn.Module) -> bool:
     return isinstance(norm, nn.RMSNorm) and norm.eps is None and norm.weight is None
-
-
-def _width_written(model: nn.Module, name: str) -> int:
-    module, kept, axis = output_slots(model, name)[0]
-    return int(getattr(module, kept).size(axis))
 
 
 def _check_named_once(model: nn.Module, streams: Sequence[Stream]) -> None:
@@ -199,11 +191,10 @@ def unnamed(model: nn.Module, streams: Sequence[Stream]) -> list[str]:
     named |= {reader for s in streams for readers in s.norms.values() for reader in readers}
     modules = {id(find(model, n)) for n in named if n in dict(model.named_modules())}
     widths = {stream.width for stream in streams}
-    sizes = ("out_features", "nf", "out_channels", "embedding_dim")
     return [
         name
         for name, module in model.named_modules()
         if id(module) not in modules
         and (isinstance(module, _WRITES) or is_transposed(module))
-        and any(getattr(module, size, None) in widths for size in sizes)
+        and any(getattr(module, size, None) in widths for size in OUTPUT_SIZES)
     ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from normtrain.hf.model_config import Config
-from normtrain.hf.refusal import common_eps, require
+from normtrain.hf.model_config import PLAIN, Config
+from normtrain.hf.refusal import common_eps, require, require_plain
 from normtrain.hf.slots import Slot, slot
 from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
@@ -35,10 +35,9 @@ def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
     Raises:
         UserError: the format has no such model; the message names the key.
     """
-    require(_FORM, section, placement="pre", positions="learned", qk_norm="none", bias=True)
-    require(_FORM, section, activation=tuple(_ACTIVATIONS))
-    require(_FORM, section, embedding_norm="none", zero_mean="none", head_bias=False)
-    require(_FORM, section, d_stream=(None, section.d_model), kv_heads=(None, section.heads))
+    require_plain(_FORM, section)
+    require(_FORM, section, positions="learned", qk_norm="none", bias=True)
+    require(_FORM, section, activation=tuple(_ACTIVATIONS), kv_heads=(None, section.heads))
     eps = common_eps(_FORM, section, "layernorm", bias=True, eps_mode="inside")
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -79,13 +78,9 @@ def from_config(config: Config) -> dict[str, Any]:
     config.only("embd_pdrop", dropout)  # normtrain has one key for both
     return {
         "norm": str(NormSpec("layernorm", {"eps": config.number("layer_norm_epsilon", 1e-5)})),
-        "norm_rules": [],
-        "placement": "pre",
+        **PLAIN,
         "qk_norm": "none",
-        "embedding_norm": "none",
-        "zero_mean": "none",
         "d_model": d_model,
-        "d_stream": None,
         "heads": heads,
         "kv_heads": None,
         "layers": config.whole("n_layer", 12),
@@ -98,7 +93,6 @@ def from_config(config: Config) -> dict[str, Any]:
         "rotary_base": 10000.0,
         "max_positions": config.whole("n_positions", 1024),
         "bias": True,
-        "head_bias": False,
         "tie": config.flag("tie_word_embeddings", True),
     }
 

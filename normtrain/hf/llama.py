@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from normtrain.hf.model_config import Config
-from normtrain.hf.refusal import common_eps, refusal, require, shared_eps
+from normtrain.hf.model_config import PLAIN, Config
+from normtrain.hf.refusal import common_eps, refusal, require, require_plain, shared_eps
 from normtrain.hf.slots import Slot, slot
 from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormSpec
@@ -34,9 +34,8 @@ def to_config(section: CausalLMConfig, model_type: str) -> dict[str, Any]:
         UserError: the format has no such model; the message names the key.
     """
     form = _NAMES[model_type]
-    require(form, section, placement="pre", positions="rotary", activation="swiglu")
-    require(form, section, embedding_norm="none", zero_mean="none", head_bias=False)
-    require(form, section, d_stream=(None, section.d_model))
+    require_plain(form, section)
+    require(form, section, positions="rotary", activation="swiglu")
     eps = common_eps(form, section, "rmsnorm", bias=False, eps_mode="inside")
     _check_query_norm(section, model_type, eps)
     biases = {"attention_bias": section.bias}
@@ -105,13 +104,9 @@ def from_config(config: Config) -> dict[str, Any]:
     norm = str(NormSpec("rmsnorm", {"eps": eps}))
     return {
         "norm": norm,
-        "norm_rules": [],
-        "placement": "pre",
+        **PLAIN,
         "qk_norm": norm if model_type == "qwen3" else "none",
-        "embedding_norm": "none",
-        "zero_mean": "none",
         "d_model": d_model,
-        "d_stream": None,
         "heads": heads,
         "kv_heads": None if kv_heads == heads else kv_heads,
         "layers": config.whole("num_hidden_layers"),
@@ -122,7 +117,6 @@ def from_config(config: Config) -> dict[str, Any]:
         "rotary_base": _rotary_base(config),
         "max_positions": config.whole("max_position_embeddings", 2048),
         "bias": _bias(config, model_type),
-        "head_bias": False,
         "tie": config.flag("tie_word_embeddings", False),
     }
 

@@ -11,6 +11,9 @@ from typing import Any
 from normtrain.errors import RunError, UserError
 
 CONFIG = "config.json"
+PLAIN: dict[str, Any] = {"norm_rules": [], "placement": "pre", "embedding_norm": "none",
+                         "zero_mean": "none", "d_stream": None, "head_bias": False}  # fmt: skip
+"""Values of a recipe's model section that are the same for every model of every format."""
 
 
 class Config:

@@ -152,9 +152,11 @@ def matched(model: nn.Module, weights: Mapping[str, Tensor]) -> Loaded:
         elif _OF_A_NORM.search(name):
             report.fresh.append(name)
         else:
-            got = "nothing" if found is None else tuple(found.shape)
+            if found is None:
+                raise UserError(f"pretrained weight {name} not found")
+            shape = tuple(place.shape)
             raise UserError(
-                f"pretrained weight {name} must have shape {tuple(place.shape)}, got {got}"
+                f"pretrained weight {name} must have shape {shape}, got {tuple(found.shape)}"
             )
     report.dropped = [name for name in weights if name not in report.loaded]
     for name in report.dropped:

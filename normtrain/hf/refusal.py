@@ -8,6 +8,7 @@ from normtrain.errors import UserError
 from normtrain.models.config import CausalLMConfig
 from normtrain.norms import NormRules, NormSpec
 from normtrain.norms.registry import lookup
+from normtrain.norms.spec import spec_text
 
 
 def refusal(form: str, key: str, value: Any, wanted: str) -> UserError:
@@ -44,6 +45,12 @@ def require(form: str, section: CausalLMConfig, **wanted: Any) -> None:
             raise refusal(form, key, found, f"only {shown}")
 
 
+def require_plain(form: str, section: CausalLMConfig) -> None:
+    """Check the keys of `normtrain.hf.model_config.PLAIN`; as `require`."""
+    require(form, section, placement="pre", embedding_norm="none", zero_mean="none")
+    require(form, section, head_bias=False, d_stream=(None, section.d_model))
+
+
 def common_eps(form: str, section: CausalLMConfig, norm: str, **options: Any) -> float:
     """Return the eps that all norms of a pre-norm decoder share.
 
@@ -68,8 +75,7 @@ def shared_eps(form: str, specs: dict[str, NormSpec], norm: str, options: dict[s
         values = {**defaults, **spec.options}
         off = [key for key, value in options.items() if values.get(key) != value]
         if spec.name != norm or off:
-            wanted = ",".join(f"{key}={str(value).lower()}" for key, value in options.items())
-            raise refusal(form, "norm", f"{spec} (at {site})", f"only {norm} with {wanted}")
+            raise refusal(form, "norm", f"{spec} (at {site})", f"only {spec_text(norm, options)}")
         found.setdefault(float(str(values["eps"])), site)
     if len(found) > 1:
         (one, here), (other, there) = list(found.items())[:2]

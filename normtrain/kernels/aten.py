@@ -167,12 +167,7 @@ def _rms_backward(
 
 
 def _partial_rms_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    rstd: Tensor,
-    first: int,
-    needs: list[bool],
+    grad: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, first: int, needs: list[bool]
 ) -> _Gradients:
     """Compute (dx, dw, db) where only the leading features are in the statistic."""
     d, dw, dx, db = x.shape[-1], None, None, None

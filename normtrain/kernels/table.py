@@ -124,11 +124,7 @@ ROWS = (
     ),
     # a * (1 - b * h) * h, r as for layer; dx as for layer with u = grad * a * (1 - b * h)
     FusedNorm(
-        "ada",
-        3,
-        (),
-        lambda x, w, b, alpha, s: formulas.ada_norm(x, s.eps, s.a, s.b),
-        _both(*_MEAN),
+        "ada", 3, (), lambda x, w, b, alpha, s: formulas.ada_norm(x, s.eps, s.a, s.b), _both(*_MEAN)
     ),
     # h * w + b, r = 1/sqrt((sum(x^2) + sum(x)^2) / (d + 1) + eps);
     # dx = r * (u - (h + r * sum(x)) * sum(u * h) / (d + 1)); Triton sums the row again
@@ -159,14 +155,7 @@ ROWS = (
         2.0**-40,
     ),
     # h * w + b, h = tanh(alpha * x); dx = u * alpha * (1 - h^2), dalpha = sum(u * (1 - h^2) * x)
-    FusedNorm(
-        "tanh",
-        7,
-        ("weight", "bias", "alpha"),
-        _tanh,
-        _both(),
-        0.0,
-    ),
+    FusedNorm("tanh", 7, ("weight", "bias", "alpha"), _tanh, _both(), 0.0),
 )
 
 KINDS = {row.kind: row for row in ROWS}

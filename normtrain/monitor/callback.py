@@ -120,10 +120,6 @@ class NormMonitorHooks:
         self.last, self.step = state_dict["last"], state_dict["step"]
         self._reached = state_dict["reached"]
 
-    def setup(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Remove hooks that an interrupted run may have left."""
-        self._stop()
-
     def on_train_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Check that there are norms.
 
@@ -139,9 +135,7 @@ class NormMonitorHooks:
         if self._reached is None or self._reached > trainer.global_step:
             self._reached = trainer.global_step
 
-    def on_train_batch_start(
-        self, trainer: Any, pl_module: nn.Module, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: nn.Module, *_: Any) -> None:
         """Start measuring if this step is due."""
         self._stop()
         assert self._reached is not None
@@ -158,9 +152,7 @@ class NormMonitorHooks:
             layers = norm_layers(pl_module)
             self._watch = Watch(layers, self.near_zero, lambda: bool(trainer.interrupted))
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: nn.Module, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         """Finish measuring: log, and warn of problems."""
         if self._measured is None:
             return
@@ -197,12 +189,9 @@ class NormMonitorHooks:
             yield "collapse", f"the input's RMS is {numbers['input_rms']:.4g}, {self._below}"
         if 0 < numbers["output_rms"] < self.collapse:
             yield "collapse", f"the output's RMS is {numbers['output_rms']:.4g}, {self._below}"
-        if numbers["near_zero_rows"] > 0.5:
-            share = f"{numbers['near_zero_rows']:.0%}"
-            yield (
-                "collapse",
-                f"{share} of the input's rows have a variance below {self.near_zero:g}",
-            )
+        if (share := numbers["near_zero_rows"]) > 0.5:
+            what = f"of the input's rows have a variance below {self.near_zero:g}"
+            yield "collapse", f"{share:.0%} {what}"
 
     @property
     def _below(self) -> str:
@@ -233,21 +222,11 @@ class NormMonitorHooks:
             self._stance.close()
         self._watch = self._stance = self._loss_scale = self._measured = None
 
-    def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Remove the hooks of a skipped batch."""
+    def teardown(self, *_: Any, **__: Any) -> None:
+        """Remove the hooks, also those of a skipped batch."""
         self._stop()
 
-    def on_train_end(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Remove the hooks of a skipped batch."""
-        self._stop()
-
-    def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
-        """Remove the hooks."""
-        self._stop()
-
-    def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
-        """Remove the hooks."""
-        self._stop()
+    setup = on_validation_start = on_train_end = on_exception = teardown
 
 
 def _scaler(trainer: Any) -> Any:

@@ -181,12 +181,7 @@ def spec_of(module: nn.Module) -> tuple[str, dict[str, Option]]:
 
 
 def build_norm(
-    spec: str | NormSpec,
-    dim: int,
-    *,
-    device: Any = None,
-    dtype: Any = None,
-    **options: Option,
+    spec: str | NormSpec, dim: int, *, device: Any = None, dtype: Any = None, **options: Option
 ) -> nn.Module:
     """Build a norm over the last axis.
 

@@ -8,11 +8,4 @@ from normtrain.swap.readers import register_reader
 from normtrain.swap.report import Replaced, SwapReport
 from normtrain.swap.swap import swap_norms
 
-__all__ = [
-    "NormFacts",
-    "Replaced",
-    "SwapReport",
-    "detect_norm",
-    "register_reader",
-    "swap_norms",
-]
+__all__ = ["NormFacts", "Replaced", "SwapReport", "detect_norm", "register_reader", "swap_norms"]

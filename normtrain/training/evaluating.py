@@ -12,7 +12,7 @@ from normtrain.errors import UserError
 from normtrain.tasks.base import EvaluationRequest, TrainedModel, task_of
 from normtrain.training.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from normtrain.training.machine import keep_freed_memory
-from normtrain.training.results import Results
+from normtrain.training.results import write_results
 from normtrain.training.together import together
 
 
@@ -85,7 +85,7 @@ def evaluate(
             trained,
             EvaluationRequest(split, data, given, place.rank, place.world, place.device, progress),
         )
-        return Results(target, checkpoint, write=place.first).write(found, data=data, split=split)
+        return write_results(target, checkpoint, found, data=data, split=split, write=place.first)
 
 
 def translate(target: Path, lines: Iterable[str], **options: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
@@ -20,7 +20,7 @@ from normtrain.tasks.base import task_of, whole_source
 from normtrain.training.checkpoint import Checkpoint
 from normtrain.training.folder import await_folder, new_folder
 from normtrain.training.importing import note_start
-from normtrain.training.launch import LaunchConfig
+from normtrain.training.launch import LaunchConfig, LaunchOptions
 from normtrain.training.loop import TrainingRun, size_line
 from normtrain.training.machine import check_room, resolve_precision
 from normtrain.training.strategies import check_strategy
@@ -31,11 +31,7 @@ def fit(
     *,
     init: Pretrained | None = None,
     out: Path | None = None,
-    devices: int | None = None,
-    nodes: int | None = None,
-    strategy: str | None = None,
-    compile: bool = False,
-    timeout: int | None = None,
+    **options: Unpack[LaunchOptions],
 ) -> Path:
     """Train a recipe from the start.
 
@@ -47,11 +43,7 @@ def fit(
         init: a pretrained model to start from, see `read_pretrained`; by default weights are
             random. The recipe must describe that model but for its norms, as `start_recipe` does.
         out: the run's folder; by default ``runs/<recipe>-<norm>-<time>``.
-        devices: devices of each machine; by default one.
-        nodes: machines; by default one.
-        strategy: ``"auto"`` (the default), ``"ddp"`` or ``"fsdp2"``.
-        compile: run the training forward pass through ``torch.compile``.
-        timeout: seconds that a rank waits for the others; by default 1800.
+        options: see `LaunchOptions`.
 
     Returns:
         The run's folder.
@@ -62,9 +54,7 @@ def fit(
         Interrupted: after Ctrl-C or SIGTERM, when the run has been saved.
     """
     show_messages_by_default()
-    launch = LaunchConfig().changed(
-        devices=devices, nodes=nodes, strategy=strategy, compile=compile, timeout=timeout
-    )
+    launch = LaunchConfig().changed(**options)
     recipe = settle(recipes.check_names(recipe))
     check_strategy(launch, recipe)
     launch = launch.for_new_run(recipe.optim.accumulate)

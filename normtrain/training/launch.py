@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 
 from normtrain.errors import UserError
 from normtrain.fields import Count, Flag, Section, key
+
+
+class LaunchOptions(TypedDict, total=False):
+    """What the user chose of the launch; None and False choose nothing.
+
+    Attributes:
+        devices: devices of each machine; by default one.
+        nodes: machines; by default one.
+        strategy: ``"auto"`` (the default), ``"ddp"`` or ``"fsdp2"``.
+        compile: run the training forward pass through ``torch.compile``.
+        timeout: seconds that a rank waits for the others; by default 1800.
+    """
+
+    devices: int | None
+    nodes: int | None
+    strategy: str | None
+    compile: bool
+    timeout: int | None
 
 
 class LaunchConfig(Section):

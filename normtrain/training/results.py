@@ -15,62 +15,55 @@ from normtrain.tasks.base import Evaluation, task_of
 from normtrain.training.checkpoint import Checkpoint
 
 
-class Results:
-    """The results of one checkpoint.
+def write_results(
+    target: Path,
+    checkpoint: Checkpoint,
+    found: Evaluation,
+    *,
+    data: str | None,
+    split: str,
+    write: bool = True,
+) -> dict[str, Any]:
+    """Write ``evaluation-….json`` and, where there are outputs, ``hypotheses-….txt``.
 
     Args:
         target: the run folder or checkpoint file that the user named.
         checkpoint: the checkpoint read from it.
+        found: the scores and how they were obtained.
+        data: a corpus other than the run's, as the user named it.
+        split: the split of the corpus.
         write: whether this process writes; one of several ranks does.
+
+    Returns:
+        The content of the JSON file, in plain types.
+
+    Raises:
+        RunError: a file cannot be written.
     """
-
-    def __init__(self, target: Path, checkpoint: Checkpoint, *, write: bool = True) -> None:
-        self.target, self.checkpoint, self.writes = target, checkpoint, write
-        self.folder = _results_folder(target, checkpoint.path)
-
-    def write(self, found: Evaluation, *, data: str | None, split: str) -> dict[str, Any]:
-        """Write ``evaluation-….json`` and, where there are outputs, ``hypotheses-….txt``.
-
-        Args:
-            found: the scores and how they were obtained.
-            data: a corpus other than the run's, as the user named it.
-            split: the split of the corpus.
-
-        Returns:
-            The content of the JSON file, in plain types.
-
-        Raises:
-            RunError: a file cannot be written.
-        """
-        checkpoint = self.checkpoint
-        stem = self._stem(data, split, found.variant)
-        report = {
-            "checkpoint": str(checkpoint.path),
-            "step": checkpoint.step,
-            "norm": checkpoint.recipe.model.norm,
-            "data": data or checkpoint.recipe.data.source,
-            "split": split,
-            **found.scores,
-            "corpus": found.corpus,
-            "versions": _versions(task_of(checkpoint.recipe).libraries),
-        }
-        if found.lines is not None:
-            hypotheses = self.folder / f"hypotheses-{stem}.txt"
-            report["hypotheses"] = str(hypotheses)
-            if self.writes:
-                write_text(hypotheses, "".join(line + "\n" for line in found.lines))
-        if self.writes:
-            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            write_text(self.folder / f"evaluation-{stem}.json", text)
-        return report
-
-    def _stem(self, data: str | None, split: str, parts: Sequence[str]) -> str:
-        """Return the split's name and what differs from the run's best checkpoint and recipe."""
-        words = [] if data is None else [_short(data)]
-        words.append(split)
-        if not self.target.is_dir():
-            words.append(self.checkpoint.path.stem)
-        return re.sub(r"[^\w.=-]+", "-", "-".join([*words, *parts]))
+    folder = _results_folder(target, checkpoint.path)
+    # what differs from the run's best checkpoint and recipe
+    words = [*([] if data is None else [_short(data)]), split]
+    words += [*([] if target.is_dir() else [checkpoint.path.stem]), *found.variant]
+    stem = re.sub(r"[^\w.=-]+", "-", "-".join(words))
+    report = {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "norm": checkpoint.recipe.model.norm,
+        "data": data or checkpoint.recipe.data.source,
+        "split": split,
+        **found.scores,
+        "corpus": found.corpus,
+        "versions": _versions(task_of(checkpoint.recipe).libraries),
+    }
+    if found.lines is not None:
+        hypotheses = folder / f"hypotheses-{stem}.txt"
+        report["hypotheses"] = str(hypotheses)
+        if write:
+            write_text(hypotheses, "".join(line + "\n" for line in found.lines))
+    if write:
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        write_text(folder / f"evaluation-{stem}.json", text)
+    return report
 
 
 def _short(source: str) -> str:

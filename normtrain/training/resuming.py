@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, Unpack
 
 from normtrain.config import recipe as recipes
 from normtrain.config.schema import Recipe
@@ -26,19 +26,9 @@ from normtrain.training.determinism import changes_since
 from normtrain.training.fitting import fit, set_up_data, settle
 from normtrain.training.folder import RunFolder, newest_run
 from normtrain.training.importing import noted_start
-from normtrain.training.launch import LaunchConfig
+from normtrain.training.launch import LaunchConfig, LaunchOptions
 from normtrain.training.loop import TrainingRun
 from normtrain.training.strategies import check_strategy
-
-
-class _LaunchOptions(TypedDict):
-    """What the user said about the launch; None and False were not said."""
-
-    devices: int | None
-    nodes: int | None
-    strategy: str | None
-    compile: bool
-    timeout: int | None
 
 
 @dataclass(frozen=True)
@@ -63,11 +53,7 @@ def resume(
     recipe: Recipe | None = None,
     init: Pretrained | None = None,
     out: Path | None = None,
-    devices: int | None = None,
-    nodes: int | None = None,
-    strategy: str | None = None,
-    compile: bool = False,
-    timeout: int | None = None,
+    **options: Unpack[LaunchOptions],
 ) -> Path:
     """Resume a run from its last checkpoint; the rest is bitwise identical to a run never stopped.
 
@@ -80,11 +66,8 @@ def resume(
         recipe: the recipe that the user named again; it must match the run's too.
         init: what ``"auto"`` starts a new run from; an existing run has its own weights.
         out: the folder for ``"auto"``.
-        devices: by default as the run was started, as for the next four.
-        nodes: machines; the number of ranks must divide the batches of an optimizer step.
-        strategy: see `fit`.
-        compile: see `fit`.
-        timeout: see `fit`.
+        options: see `LaunchOptions`; by default as the run was started. The number of ranks must
+            divide the batches of an optimizer step.
 
     Returns:
         The run's folder.
@@ -95,10 +78,6 @@ def resume(
         RunError, Interrupted: as for `fit`.
     """
     show_messages_by_default()
-    options: _LaunchOptions = {
-        "devices": devices, "nodes": nodes, "strategy": strategy, "compile": compile,
-        "timeout": timeout,
-    }  # fmt: skip
     if recipe is not None:
         recipe = recipes.override(recipe, overrides)
     folder = _newest(recipe, out) if run == "auto" else RunFolder(Path(run))
@@ -129,7 +108,7 @@ def resume(
     return folder.path
 
 
-def _restart(recipe: Recipe, folder: RunFolder, options: _LaunchOptions) -> None:
+def _restart(recipe: Recipe, folder: RunFolder, options: LaunchOptions) -> None:
     """Train in a folder whose run stopped before its first checkpoint."""
     init = noted_start(folder)
     started = _noted_launch(folder)
@@ -157,7 +136,7 @@ def _noted_launch(folder: RunFolder) -> LaunchConfig | None:
         raise UserError(f"{folder.launch_file} is damaged; start a new run") from error
 
 
-def _resume_state(recipe: Recipe, folder: RunFolder, options: _LaunchOptions) -> ResumeState:
+def _resume_state(recipe: Recipe, folder: RunFolder, options: LaunchOptions) -> ResumeState:
     """Read the newest checkpoint that is whole, and check that training can resume from it."""
     read, choice = newest_whole(folder)
     started = check_resumable(read, recipe)

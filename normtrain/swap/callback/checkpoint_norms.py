@@ -12,13 +12,7 @@ from torch import nn
 from normtrain.errors import RunError, UserError
 from normtrain.files import read_plain
 from normtrain.swap.module_names import unwrapped_name
-from normtrain.swap.norm_record import (
-    describe,
-    differences,
-    read_record,
-    record,
-    same_function,
-)
+from normtrain.swap.norm_record import describe, differences, read_record, record, same_function
 from normtrain.swap.requested import rules_text
 
 # In Lightning's sharded checkpoints, which are folders, this file holds all but the tensors.

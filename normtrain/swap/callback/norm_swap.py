@@ -182,16 +182,11 @@ class NormSwapHooks:
         trainer_checks.check_optimizers(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Finish the swap."""
-        self._finish_unless_fit(trainer, pl_module)
+        """Finish the swap, unless the validation is part of a training."""
+        if trainer.state.fn != "fit":
+            self._finish(trainer, pl_module)
 
-    def on_test_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Finish the swap."""
-        self._finish_unless_fit(trainer, pl_module)
-
-    def on_predict_start(self, trainer: Any, pl_module: nn.Module) -> None:
-        """Finish the swap."""
-        self._finish_unless_fit(trainer, pl_module)
+    on_test_start = on_predict_start = on_validation_start
 
     def on_save_checkpoint(
         self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]
@@ -207,10 +202,6 @@ class NormSwapHooks:
     def teardown(self, trainer: Any, pl_module: nn.Module, stage: str) -> None:
         """Undo all patches."""
         self._unpatch(trainer, pl_module)
-
-    def _finish_unless_fit(self, trainer: Any, pl_module: nn.Module) -> None:
-        if trainer.state.fn != "fit":
-            self._finish(trainer, pl_module)
 
     def _finish(self, trainer: Any, pl_module: nn.Module) -> None:
         for module in (pl_module, *copies(trainer, pl_module)):

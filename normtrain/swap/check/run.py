@@ -77,12 +77,7 @@ class _Failed(Exception):
 
 
 def check_swap(
-    model: nn.Module,
-    rules: Any,
-    inputs: Any = None,
-    *,
-    init: str = "keep",
-    seed: int = 0,
+    model: nn.Module, rules: Any, inputs: Any = None, *, init: str = "keep", seed: int = 0
 ) -> SwapCheck:
     """Swap the norms of a copy of a model and run what training and evaluation need.
 

@@ -16,14 +16,7 @@ from normtrain.data.documents import (
     in_pieces,
     open_text,
 )
-from normtrain.data.reading import (
-    GZIP_ERRORS,
-    SPLITS,
-    bad_gzip,
-    file_not_found,
-    stems,
-    unreadable,
-)
+from normtrain.data.reading import GZIP_ERRORS, SPLITS, bad_gzip, file_not_found, stems, unreadable
 from normtrain.errors import UserError, unknown_name
 
 # Corpora of one file of 100,000,000 bytes, by convention cut at 90 and at 95 million.

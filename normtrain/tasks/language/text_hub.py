@@ -6,13 +6,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from normtrain.data.documents import (
-    Documents,
-    Piece,
-    document,
-    documents_of,
-    in_pieces,
-)
+from normtrain.data.documents import Documents, Piece, document, documents_of, in_pieces
 from normtrain.data.hub import download, find_commit, select_splits
 from normtrain.errors import RunError, UserError
 from normtrain.tasks.language.text_files import articles, fixed_splits, standard_cuts

@@ -8,11 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from normtrain.data.base import CorpusData
-from normtrain.tasks.translation.batching import (
-    SortedBatches,
-    TokenBatches,
-    TranslationBatches,
-)
+from normtrain.tasks.translation.batching import SortedBatches, TokenBatches, TranslationBatches
 from normtrain.tasks.translation.config import TranslationDataConfig
 from normtrain.tasks.translation.corpora import Corpus, Pairs, load_corpus
 from normtrain.tasks.translation.encoding import EncodedPairs, cached_tokenizer, encode_pairs

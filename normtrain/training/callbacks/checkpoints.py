@@ -116,14 +116,7 @@ class RunCheckpoints(Checkpoint):
         if self.best_step is not None and self.best_step == self.saved_step:
             link(self.folder / "last.ckpt", self.folder / "best.ckpt")
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save every ``every`` steps; a step that is validated is saved after its validation."""
         step = trainer.global_step
         due = step % self.every == 0 and step != self.saved_step

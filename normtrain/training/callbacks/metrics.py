@@ -171,12 +171,7 @@ class Recorder(pl.Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: dict[str, Tensor],
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Count tokens; report every ``log_every`` steps."""
         self._losses.append(outputs["loss"].detach())
@@ -238,8 +233,7 @@ class Recorder(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Report the validation and start the clock again."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            found = {f"val_{name}": value for name, value in pl_module.validation.items()}
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    {f"val_{k}": v for k, v in pl_module.validation.items()}, trainer.global_step
-                )
+                logger.log_metrics(found, trainer.global_step)
         self._started = time.perf_counter()

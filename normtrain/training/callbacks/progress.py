@@ -51,9 +51,7 @@ class ShowProgress(pl.Callback):
         self.bar.start()
         self.task = self.bar.add_task("", total=self.max_steps, completed=trainer.global_step)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Update the bar; without one, log a line at every tenth report."""
         step = trainer.global_step
         if not trainer.is_global_zero or step == self._shown:
@@ -89,17 +87,10 @@ class ShowProgress(pl.Callback):
         for sample in pl_module.samples:
             LOGGER.info(sample)
 
-    def _close(self) -> None:
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
-        self._close()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Close the bar."""
-        self._close()
+    on_exception = on_train_end  # type: ignore[assignment]

@@ -91,9 +91,7 @@ class RandomState(pl.Callback):
             parts += [self._begun_at] if self._begun_at else []
             torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1)[0]))
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
         """Restore the state, once."""
         if self._waiting is not None:
             _restore(self._waiting)

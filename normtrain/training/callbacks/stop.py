@@ -73,19 +73,7 @@ class GracefulStop(pl.Callback):
         elif signum == signal.SIGINT and "TORCHELASTIC_RUN_ID" not in os.environ:
             raise KeyboardInterrupt
 
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before = {}
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save and stop, unless gradients are half accumulated or a validation is due."""
         step = trainer.global_step
         if trainer.fit_loop._should_accumulate():
@@ -122,12 +110,10 @@ class GracefulStop(pl.Callback):
             self.checkpoints.save(trainer)
         raise StopAsked(self.asked or signal.SIGTERM, trainer.global_step)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, *_: Any, **__: Any) -> None:
         """Restore the signal handlers."""
-        self._restore()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Restore the signal handlers."""
-        self._restore()
+    on_exception = teardown

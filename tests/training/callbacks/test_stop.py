@@ -74,7 +74,7 @@ def test_processes_ask_one_another_every_two_seconds(
     monkeypatch.setattr(module, "time", clock)
     stop = GracefulStop(Saved())  # type: ignore[arg-type]
     stop.on_train_start(trainer, None)  # type: ignore[arg-type]
-    stop._restore()
+    stop.teardown()
     stepped(stop, trainer, 3 * steps + 1)
     first, *later = trainer.asked
     assert first == 1

@@ -223,12 +223,7 @@ class _Search:
         return tokens.reshape(-1), (parents + self.offsets).view(-1)
 
     def _finish(
-        self,
-        eos_log_probs: Tensor,
-        totals: Tensor,
-        parents: Tensor,
-        ended: Tensor,
-        length: int,
+        self, eos_log_probs: Tensor, totals: Tensor, parents: Tensor, ended: Tensor, length: int
     ) -> None:
         """Merge the hypotheses that end at this step with the finished ones."""
         beam = self.beam
