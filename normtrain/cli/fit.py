@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from normtrain.hf.pretrained import Pretrained
 
 PRECISIONS = ["auto", "32", "bf16-mixed", "bf16-true"]
+_RECIPE_OPTIONS = ("norm", "norm_at", "data", "seed", "precision")
 
 
 @click.command()
@@ -146,16 +147,11 @@ def _train(
     show_messages()
     if resume is None:
         assert recipe is not None
-        return run.fit(recipe, out=out, **_begun(init), **launch)
+        return run.fit(recipe, init=init, out=out, **launch)
     overrides = [] if recipe is not None else _as_overrides(changes)
     if resume == "auto":
-        begun = _begun(init)
-        return run.resume("auto", overrides, recipe=recipe, out=out, **begun, **launch)
+        return run.resume("auto", overrides, recipe=recipe, init=init, out=out, **launch)
     return run.resume(Path(resume), overrides, recipe=recipe, **launch)
-
-
-def _begun(init: Pretrained | None) -> dict[str, Any]:
-    return {} if init is None else {"init": init}
 
 
 def _pretrained(folder: Path) -> Pretrained:
@@ -177,8 +173,7 @@ def _show(recipe: Recipe) -> None:
 def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> Recipe:
     from normtrain.config.recipe import resolve
 
-    names = ("norm", "norm_at", "data", "seed", "precision")
-    given = {name: changes[name] for name in names}
+    given = {name: changes[name] for name in _RECIPE_OPTIONS}
     if init is None:
         return resolve(recipe, **given, overrides=changes["settings"])
     from normtrain import training as run
@@ -188,18 +183,8 @@ def _resolved(recipe: str, changes: dict[str, Any], init: Pretrained | None) -> 
 
 def _as_overrides(changes: dict[str, Any]) -> list[str]:
     """Return the options that change a recipe as ``section.key=value``, to compare with a run's."""
-    from normtrain.config.recipe import whole_path
+    from normtrain.config.recipe import given_keys
     from normtrain.config.yamlio import write_value
-    from normtrain.norms.rules import parse_rule
 
-    data = changes["data"]
-    rules = [list(parse_rule(rule)) for rule in changes["norm_at"]]
-    flags = {
-        "model.norm": changes["norm"],
-        "model.norm_rules": rules or None,
-        "data.source": None if data is None else whole_path(data),
-        "train.seed": changes["seed"],
-        "train.precision": changes["precision"],
-    }
-    given = [f"{key}={write_value(flag)}" for key, flag in flags.items() if flag is not None]
-    return given + list(changes["settings"])
+    keys = given_keys(**{name: changes[name] for name in _RECIPE_OPTIONS})
+    return [*(f"{key}={write_value(value)}" for key, value in keys.items()), *changes["settings"]]

@@ -46,17 +46,9 @@ def resolve(
     Raises:
         UserError: anything unknown or contradictory, or a key given by flag and by override.
     """
-    from normtrain.norms.rules import parse_rule  # imports torch
-
     recipe, base = load(name_or_path), base or {}
-    rules = [list(parse_rule(rule)) for rule in norm_at]
-    flags: dict[str, Any] = {
-        "model.norm": norm,
-        "data.source": None if data is None else whole_path(data),
-        "train.seed": seed,
-        "train.precision": precision,
-    }
-    changes = {key: value for key, value in flags.items() if value is not None}
+    changes = given_keys(norm, norm_at, data, seed, precision)
+    rules = changes.get("model.norm_rules", [])
     if norm is not None or rules:
         own = base.get("model.norm_rules", recipe.model.norm_rules)
         kept = [] if norm is not None else [list(rule) for rule in own]
@@ -66,6 +58,30 @@ def resolve(
         if key != "model.norm_rules" or rules:
             raise UserError(f"{key} is given by its own option and by --set; give it once")
     return check_names(_changed(recipe, {**base, **changes, **settings}))
+
+
+def given_keys(
+    norm: str | None,
+    norm_at: Iterable[str | tuple[str, str]],
+    data: str | None,
+    seed: int | None,
+    precision: str | None,
+) -> dict[str, Any]:
+    """Return the keys that these arguments of `resolve` set, without those not given.
+
+    Raises:
+        UserError: a rule is wrong.
+    """
+    from normtrain.norms.rules import parse_rule  # imports torch
+
+    values = {
+        "model.norm": norm,
+        "model.norm_rules": [list(parse_rule(rule)) for rule in norm_at] or None,
+        "data.source": None if data is None else whole_path(data),
+        "train.seed": seed,
+        "train.precision": precision,
+    }
+    return {key: value for key, value in values.items() if value is not None}
 
 
 def load(name_or_path: str | Path) -> Recipe:
@@ -175,17 +191,12 @@ def check_names(recipe: Recipe) -> Recipe:
         [glob, _canonical_norm(spec, stream, f"model.norm_rules {glob!r}")]
         for glob, spec in model.norm_rules
     ]
+    sizes = {"norm": stream, "qk_norm": model.d_model // model.heads, "embedding_norm": stream}
     changes = {
-        "model.norm": _canonical_norm(model.norm, stream, "model.norm"),
-        "model.qk_norm": _canonical_norm(
-            model.qk_norm, model.d_model // model.heads, "model.qk_norm"
-        ),
-        "model.embedding_norm": _canonical_norm(
-            model.embedding_norm, stream, "model.embedding_norm"
-        ),
-        "model.norm_rules": rules,
+        f"model.{key}": _canonical_norm(getattr(model, key), dim, f"model.{key}")
+        for key, dim in sizes.items()
     }
-    return _changed(recipe, changes)
+    return _changed(recipe, {**changes, "model.norm_rules": rules})
 
 
 def _canonical_norm(spec: str, dim: int, where: str) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from normtrain.kernels import formulas
+from normtrain.kernels.backend import Parameters
 from normtrain.kernels.formulas import stats_dtype, without_autocast
 from normtrain.kernels.gradients import formula_gradients, is_batched
 
@@ -140,9 +141,6 @@ class RMSNormFunction(torch.autograd.Function):
         return None if dx is None else dx.to(x.dtype), dw, db, None, None, None, None
 
 
-_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
-
-
 def _rms_backward(
     grad: Tensor,
     x: Tensor,
@@ -150,7 +148,7 @@ def _rms_backward(
     bias: Tensor | None,
     rstd: Tensor,
     needs: list[bool],
-) -> _Gradients:
+) -> Parameters:
     """Compute (dx, dw, db) by LayerNorm's kernel with a mean of zero.
 
     That kernel gives r * (u - mean(u) - xhat * mean(u * xhat)); adding r * mean(u) leaves RMSNorm's
@@ -168,7 +166,7 @@ def _rms_backward(
 
 def _partial_rms_backward(
     grad: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, first: int, needs: list[bool]
-) -> _Gradients:
+) -> Parameters:
     """Compute (dx, dw, db) where only the leading features are in the statistic."""
     d, dw, dx, db = x.shape[-1], None, None, None
     if needs[1] and weight is not None:

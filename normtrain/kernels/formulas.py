@@ -118,6 +118,15 @@ def factors(
     return factor, scaled
 
 
+def _in_range(
+    x: Tensor, eps: float, power: int, first: int | None = None
+) -> tuple[Tensor, float | Tensor, Tensor]:
+    """Return x in the statistics dtype times its factor, eps, and the factor (see `factors`)."""
+    wide = x.to(stats_dtype(x))
+    factor, scaled = factors(wide, eps, power, first)
+    return wide * factor, scaled, factor
+
+
 def _power(eps_mode: str) -> int:
     return 2 if eps_mode == "inside" else 1
 
@@ -172,9 +181,7 @@ def layer_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
     """Compute LayerNorm: (x - mean) / sqrt(population variance + eps) * weight + bias."""
-    wide = x.to(stats_dtype(x))
-    factor, scaled = factors(wide, eps, _power(eps_mode))
-    wide = wide * factor
+    wide, scaled, _ = _in_range(x, eps, _power(eps_mode))
     centred = _centred(wide)
     scale = _inverse(centred.square().mean(-1, keepdim=True), scaled, eps_mode)
     return _affine(centred * scale, weight, bias).to(x.dtype)
@@ -182,9 +189,7 @@ def layer_norm(
 
 def detach_norm(x: Tensor, eps: float, eps_mode: str, detach: str) -> Tensor:
     """Compute LayerNorm-simple with its mean, its deviation or both constant in the backward."""
-    wide = x.to(stats_dtype(x))
-    factor, scaled = factors(wide, eps, _power(eps_mode))
-    wide = wide * factor
+    wide, scaled, _ = _in_range(x, eps, _power(eps_mode))
     wide = wide - _anchor(wide)
     mean = wide.mean(-1, keepdim=True)
     centred = wide - (mean if detach == "std" else mean.detach())
@@ -201,9 +206,7 @@ def rms_norm(
     eps_mode: str = "inside",
 ) -> Tensor:
     """Compute x / sqrt(mean square of the first `first` features + eps) * weight + bias."""
-    wide = x.to(stats_dtype(x))
-    factor, scaled = factors(wide, eps, _power(eps_mode), first)
-    wide = wide * factor
+    wide, scaled, factor = _in_range(x, eps, _power(eps_mode), first)
     if first < x.shape[-1]:
         scale = _partial_inverse(wide[..., :first], scaled, eps_mode, factor)
     else:
@@ -215,9 +218,7 @@ def crms_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, eps_mode: str = "inside"
 ) -> Tensor:
     """Compute RMSNorm of d + 1 features that sum to zero, of which the last is not stored."""
-    wide = x.to(stats_dtype(x))
-    factor, scaled = factors(wide, eps, _power(eps_mode))
-    wide = wide * factor
+    wide, scaled, _ = _in_range(x, eps, _power(eps_mode))
     dropped = wide.sum(-1, keepdim=True)
     square = (wide.square().sum(-1, keepdim=True) + dropped.square()) / (x.shape[-1] + 1)
     return _affine(wide * _inverse(square, scaled, eps_mode), weight, bias).to(x.dtype)
@@ -225,9 +226,7 @@ def crms_norm(
 
 def l2_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """Compute x / max(length of x, eps) * weight."""
-    wide = x.to(stats_dtype(x))
-    factor, scaled = factors(wide, eps, 1)
-    wide = wide * factor
+    wide, scaled, _ = _in_range(x, eps, 1)
     length = _root(wide.square().sum(-1, keepdim=True)).clamp_min(scaled)
     return _affine(wide / length, weight, None).to(x.dtype)
 

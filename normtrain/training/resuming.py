@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -29,21 +28,6 @@ from normtrain.training.importing import noted_start
 from normtrain.training.launch import LaunchConfig, LaunchOptions
 from normtrain.training.loop import TrainingRun
 from normtrain.training.strategies import check_strategy
-
-
-@dataclass(frozen=True)
-class ResumeState:
-    """What is needed to resume from a checkpoint.
-
-    Only ``checkpoint_io`` holds the checkpoint itself, until Lightning has taken it.
-    """
-
-    data: CorpusData[Any]
-    launch: LaunchConfig
-    step: int
-    origin: dict[str, str] | None
-    choice: ResumeFrom
-    checkpoint_io: AtomicCheckpointIO
 
 
 def resume(
@@ -94,17 +78,9 @@ def resume(
         LOGGER.info(f"{folder.path} has no checkpoint yet: starting from the beginning")
         _restart(saved, folder, options)
     else:
-        state = _resume_state(saved, folder, options)
-        LOGGER.info(f"resuming {folder.path} after step {state.step}")
-        TrainingRun(
-            saved,
-            folder,
-            state.data,
-            state.launch,
-            origin=state.origin,
-            ahead=[state.choice],
-            checkpoint_io=state.checkpoint_io,
-        ).train(state.choice.path, state.step)
+        run_from, choice = _prepare(saved, folder, options)
+        LOGGER.info(f"resuming {folder.path} after step {choice.step}")
+        run_from.train(choice.path, choice.step)
     return folder.path
 
 
@@ -136,8 +112,13 @@ def _noted_launch(folder: RunFolder) -> LaunchConfig | None:
         raise UserError(f"{folder.launch_file} is damaged; start a new run") from error
 
 
-def _resume_state(recipe: Recipe, folder: RunFolder, options: LaunchOptions) -> ResumeState:
-    """Read the newest checkpoint that is whole, and check that training can resume from it."""
+def _prepare(
+    recipe: Recipe, folder: RunFolder, options: LaunchOptions
+) -> tuple[TrainingRun, ResumeFrom]:
+    """Read the newest checkpoint that is whole, and check that training can resume from it.
+
+    Only the run's `AtomicCheckpointIO` holds the checkpoint, until Lightning has taken it.
+    """
     read, choice = newest_whole(folder)
     started = check_resumable(read, recipe)
     launch = started.changed(**options)
@@ -153,7 +134,11 @@ def _resume_state(recipe: Recipe, folder: RunFolder, options: LaunchOptions) -> 
     data = set_up_data(recipe, launch, read)
     _check_text(data, read)
     reader = AtomicCheckpointIO(None if is_sharded(read.path) else read)
-    return ResumeState(data, launch, read.step, read.section.init, choice, reader)
+    origin = read.section.init
+    run = TrainingRun(
+        recipe, folder, data, launch, origin=origin, ahead=[choice], checkpoint_io=reader
+    )
+    return run, choice
 
 
 def _check_text(data: CorpusData[Any], read: Checkpoint) -> None:

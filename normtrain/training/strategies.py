@@ -13,8 +13,6 @@ from normtrain.tasks.optimizers import OPTIMIZERS
 from normtrain.training.checkpoint import check_plain, is_sharded
 from normtrain.training.launch import LaunchConfig
 
-STRATEGIES = ("auto", "ddp", "fsdp2")
-
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 over all ranks; a checkpoint is a folder with one file per rank.

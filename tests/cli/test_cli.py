@@ -94,6 +94,7 @@ def test_fit_passes_the_recipe_on_and_prints_the_folder(call: Call, run: FakeRun
     [(name, (recipe,), options)] = run.calls
     assert name == "fit"
     assert options == {
+        "init": None,
         "out": Path("here"),
         "devices": 2,
         "nodes": 3,

@@ -188,9 +188,7 @@ class NormSwapHooks:
 
     on_test_start = on_predict_start = on_validation_start
 
-    def on_save_checkpoint(
-        self, trainer: Any, pl_module: nn.Module, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Record the norms, also after the stage has ended."""
         write_record(checkpoint, record(pl_module, self.rules))
 

@@ -28,14 +28,12 @@ class TextCorpus:
     """A corpus of running text, which is read from its source at every pass.
 
     Attributes:
-        name: the source it was loaded from.
         splits: the documents by split name.
         provenance: plain values: ``kind`` (python, hub, folder or file), ``source``, ``revision``,
             ``sha256`` of all the text, ``documents_<split>``; for Python's library also
             ``python``, its version, and ``skipped``, how many files were not UTF-8.
     """
 
-    name: str
     splits: dict[str, Documents]
     provenance: dict[str, str | int | None]
 
@@ -93,7 +91,7 @@ def load_text(
     parts = (part for split, d in found.items() for part in (split, d.fingerprint))
     plain["sha256"] = fingerprint(*parts)
     plain |= {f"documents_{split}": documents.count for split, documents in found.items()}
-    return TextCorpus(source, found, plain)
+    return TextCorpus(found, plain)
 
 
 def _dataset(source: str) -> tuple[str, str | None]:

@@ -74,12 +74,6 @@ class TextWindows(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, text: EncodedText, window: int) -> None:
         self.text, self.window = text, window
 
-    def __len__(self) -> int:
-        return max(0, len(self.text) - self.window)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])
-
     def __getitems__(self, starts: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
         tokens = self.text.tokens
         rows = np.stack([tokens[start : start + self.window + 1] for start in map(int, starts)])
@@ -116,9 +110,6 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
 
     def __len__(self) -> int:
         return 1 + max(0, -(-(len(self.text) - self.window) // self.stride))
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return self.__getitems__([index])
 
     def __getitems__(self, numbers: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
         window, stride, size = self.window, self.stride, len(self.text)

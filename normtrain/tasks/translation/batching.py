@@ -135,12 +135,6 @@ class TranslationBatches(Dataset[dict[str, torch.Tensor]]):
     def __init__(self, pairs: EncodedPairs) -> None:
         self.pairs = pairs
 
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return collate(self.pairs, [index])
-
     def __getitems__(self, indices: Sequence[int] | Indices) -> dict[str, torch.Tensor]:
         return collate(self.pairs, indices)
 

@@ -48,22 +48,16 @@ class Corpus:
     """A parallel corpus.
 
     Attributes:
-        name: the source it was loaded from.
         splits: by split name. In ``valid`` and ``test`` every line of the files is kept, an empty
             one too, so that line counts are those of the files.
         provenance: plain values: ``kind`` (phrasebook, hub or folder), ``source``, ``revision``,
             ``sha256`` of all the text, the number of pairs of each split, and ``tokenized``.
         tokenized: whether the text is tokenized (see `normtrain.data.text.looks_tokenized`).
-        source_lang: language code of the source side.
-        target_lang: language code of the target side.
     """
 
-    name: str
     splits: dict[str, Pairs]
     provenance: dict[str, str | int | None]
     tokenized: bool
-    source_lang: str = "en"
-    target_lang: str = "vi"
 
 
 def corpus_names() -> list[str]:
@@ -127,8 +121,7 @@ def load_corpus(
         if not any(s and t for s, t in zip(side.source, side.target, strict=True)):
             raise UserError(f"{source}: the split {split!r} has no pair with text on both sides")
     provenance = _provenance(source, kind, revision_read, pairs)
-    tokenized = bool(provenance["tokenized"])
-    return Corpus(source, pairs, provenance, tokenized, source_lang, target_lang)
+    return Corpus(pairs, provenance, bool(provenance["tokenized"]))
 
 
 def _provenance(

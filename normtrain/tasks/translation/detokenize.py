@@ -64,7 +64,7 @@ _RULES = {
 _OTHER = _Rules(low_quotes=True)
 
 
-def detokenize(line: str, lang: str = "vi") -> str:
+def detokenize(line: str, lang: str) -> str:
     """Join the tokens of one line as they are written.
 
     Args:

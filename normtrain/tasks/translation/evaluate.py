@@ -18,7 +18,13 @@ from normtrain.tasks.translation.tokenizer import Tokenizer
 
 
 def translate_and_score(
-    model: Seq2Seq, tokenizer: Tokenizer, pairs: Pairs, *, tokenized_output: bool, **search: Any
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    pairs: Pairs,
+    *,
+    target_lang: str,
+    tokenized_output: bool,
+    **search: Any,
 ) -> tuple[list[str], Scores, list[int]]:
     """Translate a split on all ranks and score it.
 
@@ -26,6 +32,7 @@ def translate_and_score(
         model: on this rank's device.
         tokenizer: of the model.
         pairs: the split.
+        target_lang: the language of the translations.
         tokenized_output: whether the model was trained on tokenised text.
         search: as for `translate_lines`.
 
@@ -40,6 +47,7 @@ def translate_and_score(
         lines,
         pairs.target,
         tokenized=looks_tokenized(pairs.target),
+        target_lang=target_lang,
         tokenized_output=tokenized_output,
     )
     return lines, scores, result.truncated
@@ -64,6 +72,7 @@ def evaluate(trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
         cast(Seq2Seq, trained.model),
         trained.tokenizer,
         corpus.splits[request.split],
+        target_lang=recipe.data.target_lang,
         tokenized_output=bool(trained.data.get("tokenized")),
         rank=request.rank,
         world=request.world,

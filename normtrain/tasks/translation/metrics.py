@@ -63,8 +63,8 @@ def score(
     references: Sequence[str],
     *,
     tokenized: bool,
+    target_lang: str,
     tokenized_output: bool | None = None,
-    target_lang: str = "vi",
 ) -> Scores:
     """Score translations against one reference each.
 
@@ -72,9 +72,9 @@ def score(
         hypotheses: one translation a sentence; may be empty strings.
         references: as many; may be empty strings.
         tokenized: the references are tokenized; they are then detokenized for BLEU and chrF.
+        target_lang: language code, for detokenization; BLEU's own tokenization is 13a for all.
         tokenized_output: the translations are tokenized, as those of a model trained on tokenized
             text; None takes `tokenized`. If both are, they are also scored without detokenizing.
-        target_lang: language code, for detokenization; BLEU's own tokenization is 13a for all.
 
     Returns:
         The scores, with the signatures of the metrics.

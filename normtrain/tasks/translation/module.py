@@ -49,6 +49,7 @@ class TranslationModule(TaskModule):
             self.model,
             self.tokenizer,
             pairs,
+            target_lang=self.recipe.data.target_lang,
             tokenized_output=corpus.tokenized,
             rank=self.global_rank,
             world=self.trainer.world_size,

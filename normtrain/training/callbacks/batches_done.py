@@ -16,9 +16,7 @@ class BatchesDone(pl.Callback):
     With another number of ranks, an optimizer step takes another number of batches a rank.
     """
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Rewrite the counts before the loops read them; a checkpoint lies between two steps."""
         done = checkpoint["global_step"] * trainer.accumulate_grad_batches
         progress = checkpoint["loops"]["fit_loop"][_PROGRESS]

@@ -95,15 +95,11 @@ class RunCheckpoints(Checkpoint):
         """Restore the best value."""
         self.best_value, self.best_step = state_dict["best_value"], state_dict.get("best_step")
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint self-contained."""
         checkpoint.setdefault("normtrain", {}).update(self.section(pl_module.model))
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the step that is saved already."""
         self.saved_step = checkpoint["global_step"]
 

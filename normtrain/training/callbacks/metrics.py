@@ -146,9 +146,7 @@ class Recorder(pl.Callback):
         self._waiting: Tensor | None = None
         self._tokens, self._seconds, self._started = 0, 0.0, 0.0
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Store the totals so far.
 
         Raises:
@@ -159,9 +157,7 @@ class Recorder(pl.Callback):
         self._count(trainer)
         checkpoint["totals"] = {"tokens": self.tokens_total, "seconds": self.seconds_total}
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Restore the totals."""
         totals = checkpoint["totals"]
         self.tokens_total, self.seconds_total = totals["tokens"], totals["seconds"]

@@ -64,15 +64,11 @@ class RandomState(pl.Callback):
         self._waiting: dict[str, Any] | None = None
         self._begun_at = 0
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Store one state per rank, in rank order."""
         checkpoint["random_state"] = all_gather(_state())
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Keep this rank's state; a run on another number of ranks starts new ones."""
         states = checkpoint.get("random_state") or []
         if len(states) == trainer.world_size:

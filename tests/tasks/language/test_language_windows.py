@@ -97,15 +97,12 @@ def test_what_cannot_be_cut_is_refused(settings: dict[str, int], words: str) -> 
 
 def test_a_batch_holds_what_the_text_has(texts: dict[int, EncodedText]) -> None:
     rows = TextWindows(texts[40], 6)
-    assert len(rows) == 34
     batch = rows.__getitems__(np.array([3, 0, 33]))
     assert list(batch) == ["tokens"]
     assert batch["tokens"].dtype == torch.int64
     assert batch["tokens"].tolist() == [texts[40].tokens[s : s + 7].tolist() for s in (3, 0, 33)]
     again = pickle.loads(pickle.dumps(rows))  # a worker maps the file again
-    assert torch.equal(
-        again[2]["tokens"], batch["tokens"].new_tensor([texts[40].tokens[2:9].tolist()])
-    )
+    assert torch.equal(again.__getitems__([3])["tokens"], batch["tokens"][:1])
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.data())

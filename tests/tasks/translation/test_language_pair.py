@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from conftest import assert_misuse, tiny_settings, write_corpus
 
+from normtrain.tasks.translation import corpora, evaluate, metrics
+from normtrain.tasks.translation.detokenize import detokenize
+
 
 @pytest.fixture
 def german_french(tmp_path: Path) -> Path:
@@ -20,7 +23,22 @@ def german_french(tmp_path: Path) -> Path:
     return folder
 
 
-def test_german_to_french(german_french: Path, command: Callable[..., Any], tmp_path: Path) -> None:
+def test_german_to_french(
+    german_french: Path,
+    command: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The text counts as tokenized, so validation and evaluation detokenize it, as French."""
+    languages: set[str] = set()
+
+    def recorded(line: str, lang: str) -> str:
+        languages.add(lang)
+        return detokenize(line, lang)
+
+    monkeypatch.setattr(metrics, "detokenize", recorded)
+    for module in (corpora, evaluate):
+        monkeypatch.setattr(module, "looks_tokenized", lambda lines: True)
     run = tmp_path / "run"
     pair = ["data.source_lang=de", "data.target_lang=fr"]
     words = [word for setting in [*tiny_settings(), *pair] for word in ("--set", setting)]
@@ -31,8 +49,11 @@ def test_german_to_french(german_french: Path, command: Callable[..., Any], tmp_
     assert_misuse(command("fit", "--recipe", "envi", "--out", run, *words), "phrasebook")
     done = command("fit", "--recipe", "envi", "--data", german_french, "--out", run, *words)
     assert done.exit_code == 0, done.stderr
+    assert languages == {"fr"}
+    languages.clear()
     done = command("evaluate", run, "--json")
     assert done.exit_code == 0, done.stderr
+    assert languages == {"fr"}
     assert json.loads(done.stdout)["sentences"] == 10
     done = command("translate", run, stdin=b"if in is\n")
     assert done.exit_code == 0, done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -10,8 +11,10 @@ import pytest
 import sacrebleu
 
 from normtrain.errors import UserError
+from normtrain.tasks.translation import metrics
 from normtrain.tasks.translation.detokenize import detokenize
-from normtrain.tasks.translation.metrics import score
+
+score = functools.partial(metrics.score, target_lang="vi")
 
 HYPOTHESES = [
     "Hôm nay trời đẹp , tôi đi học .",
@@ -69,7 +72,10 @@ def test_tokenized_text_is_scored_both_ways() -> None:
     hypotheses = ["I do n't know 1,5 %-points , x/y , sir .", *HYPOTHESES]
     references = ["I do n't know the 1,5 %-points , x/y , sir .", *REFERENCES]
     got = score(hypotheses, references, tokenized=True)
-    joined = ([detokenize(x) for x in hypotheses], [[detokenize(x) for x in references]])
+    joined = (
+        [detokenize(x, "vi") for x in hypotheses],
+        [[detokenize(x, "vi") for x in references]],
+    )
     assert got.bleu == sacrebleu.corpus_bleu(*joined).score
     assert got.chrf == sacrebleu.corpus_chrf(*joined).score
     assert got.tokenized is not None
