@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from normtrain.errors import UserError
 from normtrain.tasks.translation.corpora import load_corpus
 from normtrain.tasks.translation.decoding.translate import translate_lines
+from normtrain.tasks.translation.evaluate import search_settings
 from normtrain.training.checkpoint import read_checkpoint
 
 PAD, EOS = 0, 2
@@ -105,17 +106,8 @@ class RealWork:
         self.their_rows = sum(beam * len(s) * int(n.max()) for s, n in self.batches)
 
     def _translate(self, model: Any, codec: Any, lines: list[str]) -> int:
-        decode = self.recipe.decode
-        result = translate_lines(
-            model,
-            codec,
-            lines,
-            beam=self.beam,
-            length_penalty=decode.length_penalty,
-            max_length=decode.max_length,
-            max_source=self.recipe.data.max_length,
-        )
-        return result.tokens
+        settings = search_settings(self.recipe, beam=self.beam)
+        return translate_lines(model, codec, lines, settings).tokens
 
     def ours(self, batches: list[tuple[Tensor, Tensor]]) -> int:
         """Translate as many lines as the batches hold, from text to text; return target tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -95,18 +97,14 @@ def _with(made: nn.Module, old: nn.Module) -> nn.Module:
     return made.train(old.training)
 
 
+def _options(old: nn.Module, weight: Tensor | None, bias: Tensor | None) -> dict[str, Any]:
+    affine = {"affine": weight is not None, "bias": bias is not None}
+    return {"eps": _eps(old), "eps_mode": _eps_mode(old), "device": "meta", **affine}
+
+
 def rms_of(old: nn.Module) -> nn.Module:
     """Return the RMSNorm that equals a LayerNorm on zero-mean vectors, with its parameters."""
-    weight, bias = _affine(old)
-    made = RMSNorm(
-        _dim(old),
-        eps=_eps(old),
-        eps_mode=_eps_mode(old),
-        affine=weight is not None,
-        bias=bias is not None,
-        device="meta",
-    )
-    return _with(made, old)
+    return _with(RMSNorm(_dim(old), **_options(old, *_affine(old))), old)
 
 
 def layer_norm_of(old: nn.Module, *, own: bool) -> nn.Module:
@@ -132,14 +130,7 @@ def crms_of(old: nn.Module, *, keep: bool = False) -> nn.Module:
         keep: keep the gain and the (recentred) bias; by default they are folded into readers.
     """
     weight, bias = _affine(old) if keep else (None, None)
-    made = CRMSNorm(
-        _dim(old) - 1,
-        eps=_eps(old),
-        eps_mode=_eps_mode(old),
-        affine=weight is not None,
-        bias=bias is not None,
-        device="meta",
-    )
+    made = CRMSNorm(_dim(old) - 1, **_options(old, weight, bias))
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None:
             value = parameter.detach()[:-1].clone()

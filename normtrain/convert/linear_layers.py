@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -14,25 +14,39 @@ _POSITIONS = ("OPTLearnedPositionalEmbedding", "WhisperPositionalEmbedding")
 
 def recentre_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Recentre the first argument, ``(..., width)``; a forward pre-hook."""
-    if args:
-        return (args[0] - args[0].mean(-1, keepdim=True), *args[1:]), kwargs
-    name, first = next(iter(kwargs.items()))
-    return args, {**kwargs, name: first - first.mean(-1, keepdim=True)}
+    return _with_first(args, kwargs, lambda x: x - x.mean(-1, keepdim=True))
 
 
 def recentre_and_drop_entry(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     """Recentre the first argument and drop its last feature; a forward pre-hook."""
-    args, kwargs = recentre_entry(module, args, kwargs)
+    return _with_first(args, kwargs, lambda x: (x - x.mean(-1, keepdim=True))[..., :-1])
+
+
+def _with_first(
+    args: tuple, kwargs: dict, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple, dict]:
     if args:
-        return (args[0][..., :-1], *args[1:]), kwargs
+        return (change(args[0]), *args[1:]), kwargs
     name, first = next(iter(kwargs.items()))
-    return args, {**kwargs, name: first[..., :-1]}
+    return args, {**kwargs, name: change(first)}
 
 
 def entry_hooks(module: nn.Module) -> list[int]:
     """Return the ids of a module's hooks that are defined here."""
     ours = (recentre_entry, recentre_and_drop_entry)
     return [key for key, hook in module._forward_pre_hooks.items() if hook in ours]
+
+
+def find_module(model: nn.Module, name: str) -> nn.Module:
+    """Return the module of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise UserError(f"the model has no module {name}") from None
 
 
 def is_transposed(module: nn.Module) -> bool:

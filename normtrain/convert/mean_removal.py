@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from normtrain.convert.linear_layers import (
     check_linear,
     check_unchanged,
+    find_module,
     is_position_table,
     is_transposed,
     runs_as,
@@ -39,10 +40,7 @@ def output_slots(model: nn.Module, name: str) -> list[Slot]:
         UserError: there is no such module, or its output is not linear in its parameters.
     """
     owner_name, _, last = name.rpartition(".")
-    try:
-        owner = model.get_submodule(owner_name)
-    except AttributeError:
-        raise UserError(f"the model has no module {owner_name}") from None
+    owner = find_module(model, owner_name)
     target = getattr(owner, last, None)
     if isinstance(target, nn.Parameter):
         return [(owner, last, target.ndim - 1)]

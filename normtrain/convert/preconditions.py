@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from normtrain.convert.counterparts import kind_of
-from normtrain.convert.linear_layers import check_linear, check_values, is_transposed
+from normtrain.convert.linear_layers import check_linear, check_values, find_module, is_transposed
 from normtrain.convert.mean_removal import OUTPUT_SIZES, is_zero_mean, output_slots
 from normtrain.errors import UserError
 from normtrain.models.positions import Positions
@@ -29,7 +29,7 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
     check_values(model)
     for stream in streams:
         for name in (*stream.norms, *stream.outer_norms):
-            norm = find(model, name)
+            norm = find_module(model, name)
             kind_of(norm, name)
             _check_width(norm, name, stream.width)
             if _eps_unknown(norm):
@@ -39,7 +39,7 @@ def check_streams(model: nn.Module, streams: Sequence[Stream]) -> None:
             if (wide := getattr(module, kept).size(axis)) != stream.width:
                 raise UserError(f"{name} writes {wide} features into a stream of {stream.width}")
         if stream.entry is not None:
-            find(model, stream.entry)
+            find_module(model, stream.entry)
     _check_named_once(model, streams)
     _check_sharing(model, streams)
 
@@ -52,24 +52,12 @@ def _check_named_once(model: nn.Module, streams: Sequence[Stream]) -> None:
     """Check that no writer is named twice: it would lose two features."""
     seen: dict[int, str] = {}
     for name in (name for stream in streams for name in stream.writers):
-        module = find(model, name)
+        module = find_module(model, name)
         if id(module) in seen:
             raise UserError(
                 f"{name} and {seen[id(module)]} are one module, which cannot be converted"
             )
         seen[id(module)] = name
-
-
-def find(model: nn.Module, name: str) -> nn.Module:
-    """Return the module of a name.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        raise UserError(f"the model has no module {name}") from None
 
 
 def _check_width(norm: nn.Module, name: str, width: int) -> None:
@@ -85,7 +73,7 @@ def check_outer_norms(model: nn.Module, stream: Stream) -> None:
         UserError: one has a gain that differs between features.
     """
     for name in stream.outer_norms:
-        weight = find(model, name).weight
+        weight = find_module(model, name).weight
         if isinstance(weight, Tensor) and bool((weight != weight.flatten()[0]).any()):
             raise UserError(
                 f"{name} writes into the stream with a gain that differs between features, so "
@@ -130,7 +118,7 @@ def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
                     f"convert the model together with its (linear) head"
                 )
             for reader in readers:
-                module = find(model, reader)
+                module = find_module(model, reader)
                 if id(module) in seen:
                     raise UserError(f"{reader} reads two norms, so neither can be folded into it")
                 seen[id(module)] = reader
@@ -146,7 +134,7 @@ def check_readers(model: nn.Module, streams: Sequence[Stream]) -> None:
 def norm_kinds(model: nn.Module, stream: Stream) -> dict[str, str]:
     """Return whether each norm of a stream centres its input or is RMSNorm."""
     names = (*stream.norms, *stream.outer_norms)
-    return {name: kind_of(find(model, name), name) for name in names}
+    return {name: kind_of(find_module(model, name), name) for name in names}
 
 
 def check_centred(model: nn.Module, stream: Stream, centred_when_run: Iterable[str]) -> None:
@@ -171,7 +159,7 @@ def check_centred(model: nn.Module, stream: Stream, centred_when_run: Iterable[s
     if not known.issuperset(stream.outer_norms):
         check_outer_norms(model, stream)
     for name in stream.outer_norms:
-        norm = find(model, name)
+        norm = find_module(model, name)
         if name not in known and norm.bias is not None and not is_zero_mean([(norm, "bias", 0)]):
             raise UserError(f"the bias of {name} adds a mean to the stream")
 
@@ -189,7 +177,7 @@ def unnamed(model: nn.Module, streams: Sequence[Stream]) -> list[str]:
         return []
     named = {name for s in streams for name in (*s.writers, *s.inputs, *s.norms, *s.outer_norms)}
     named |= {reader for s in streams for readers in s.norms.values() for reader in readers}
-    modules = {id(find(model, n)) for n in named if n in dict(model.named_modules())}
+    modules = {id(find_module(model, n)) for n in named if n in dict(model.named_modules())}
     widths = {stream.width for stream in streams}
     return [
         name

@@ -13,17 +13,16 @@ from normtrain.hf.formats import FORMATS
 
 if TYPE_CHECKING:
     from normtrain.hf.model_folder import read_folder, write_folder
-    from normtrain.hf.pretrained import Loaded, Pretrained, load_into
+    from normtrain.hf.pretrained import Pretrained, load_into
 
 _MODULES = {
-    "Loaded": "pretrained",
     "Pretrained": "pretrained",
     "load_into": "pretrained",
     "read_folder": "model_folder",
     "write_folder": "model_folder",
 }
 
-__all__ = ["FORMATS", "Loaded", "Pretrained", "load_into", "read_folder", "write_folder"]
+__all__ = ["FORMATS", "Pretrained", "load_into", "read_folder", "write_folder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,35 +9,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normtrain.models.causal import CausalLM, CausalState
-    from normtrain.models.config import CausalLMConfig, Seq2SeqConfig, TransformerConfig
+    from normtrain.models.causal import CausalLM
+    from normtrain.models.config import CausalLMConfig, Seq2SeqConfig
     from normtrain.models.embedding import norm_sites
     from normtrain.models.factory import build_model
-    from normtrain.models.seq2seq import DecodingState, Seq2Seq
+    from normtrain.models.seq2seq import Seq2Seq
 
 _MODULES = {
     "CausalLM": "causal",
     "CausalLMConfig": "config",
-    "CausalState": "causal",
-    "DecodingState": "seq2seq",
     "Seq2Seq": "seq2seq",
     "Seq2SeqConfig": "config",
-    "TransformerConfig": "config",
     "build_model": "factory",
     "norm_sites": "embedding",
 }
 
-__all__ = [
-    "CausalLM",
-    "CausalLMConfig",
-    "CausalState",
-    "DecodingState",
-    "Seq2Seq",
-    "Seq2SeqConfig",
-    "TransformerConfig",
-    "build_model",
-    "norm_sites",
-]
+__all__ = ["CausalLM", "CausalLMConfig", "Seq2Seq", "Seq2SeqConfig", "build_model", "norm_sites"]
 
 
 def __getattr__(name: str) -> Any:

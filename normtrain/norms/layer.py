@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from normtrain import kernels
+from normtrain.kernels.table import DETACH
 from normtrain.norms.base import NormBase, one_of
 from normtrain.norms.registry import register_norm
 
@@ -112,9 +113,6 @@ class LayerNormSimple(NormBase):
         """Normalize ``(..., dim)``; same shape and dtype."""
         self.check(x)
         return kernels.layer_norm(x, None, None, self.eps, self.eps_mode)
-
-
-DETACH = ("both", "mean", "std")
 
 
 @register_norm(

@@ -83,7 +83,7 @@ def test_evaluate_reports_how_it_was_obtained(run: Path, corpus_folder: Path) ->
     assert "tok:13a" in written["bleu_signature"]
     hypotheses = lines_of(Path(written["hypotheses"]))
     references = lines_of(corpus_folder / "test.vi")
-    assert score(hypotheses, references, tokenized=False).bleu == written["bleu"]
+    assert score(hypotheses, references, tokenized=False, target_lang="vi").bleu == written["bleu"]
     assert list(translate(run, lines_of(corpus_folder / "test.en"))) == hypotheses
 
 

@@ -54,10 +54,8 @@ class TokenBatches(EpochBatches):
         *,
         seed: int = 0,
     ) -> None:
-        _check(source_lengths, max_tokens)
         super().__init__(seed=seed)
-        self._source = np.asarray(source_lengths, dtype=np.int64) + 1
-        self._target = np.asarray(target_lengths, dtype=np.int64) + 1
+        self._source, self._target = _positions(source_lengths, target_lengths, max_tokens)
         self.max_tokens = max_tokens
         unshuffled = len(self._cut(np.arange(len(self._source)), None))
         self._count = min(int(np.ceil(unshuffled * (1 + _SLACK))), len(self._source))
@@ -115,9 +113,7 @@ class SortedBatches(Sampler[Indices]):
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        _check(source_lengths, max_tokens)
-        source = np.asarray(source_lengths, dtype=np.int64) + 1
-        target = np.asarray(target_lengths, dtype=np.int64) + 1
+        source, target = _positions(source_lengths, target_lengths, max_tokens)
         order = np.lexsort((source, target))[::-1].copy()
         batches = _cut(order, np.maximum(source, target), max_tokens)
         self._batches = _split(batches, world)[rank::world]
@@ -207,8 +203,12 @@ def _padded(side: Ragged, rows: Indices, before: int) -> NDArray[np.int64]:
     return out
 
 
-def _check(lengths: NDArray[Any], max_tokens: int) -> None:
+def _positions(
+    source: NDArray[Any], target: NDArray[Any], max_tokens: int
+) -> tuple[Indices, Indices]:
+    """Return the positions of both sides, with EOS or BOS, from their lengths in tokens."""
     if max_tokens < 1:
         raise UserError(f"max_tokens must be >= 1, got {max_tokens}")
-    if not len(lengths):
+    if not len(source):
         raise UserError("the split has no sentence pair to make batches of")
+    return np.asarray(source, dtype=np.int64) + 1, np.asarray(target, dtype=np.int64) + 1

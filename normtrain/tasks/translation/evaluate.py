@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 from normtrain.data.text import clean, looks_tokenized
-from normtrain.errors import UserError
 from normtrain.models import Seq2Seq
 from normtrain.ranks import all_gather
 from normtrain.tasks.base import Evaluation, EvaluationRequest, TrainedModel
 from normtrain.tasks.translation.config import TranslationRecipe
 from normtrain.tasks.translation.corpora import Pairs, load_corpus
-from normtrain.tasks.translation.decoding.translate import translate_lines, translate_stream
+from normtrain.tasks.translation.decoding.translate import (
+    SearchSettings,
+    translate_lines,
+    translate_stream,
+)
 from normtrain.tasks.translation.metrics import Scores, score
 from normtrain.tasks.translation.tokenizer import Tokenizer
 
@@ -21,10 +24,11 @@ def translate_and_score(
     model: Seq2Seq,
     tokenizer: Tokenizer,
     pairs: Pairs,
+    search: SearchSettings,
     *,
     target_lang: str,
     tokenized_output: bool,
-    **search: Any,
+    **share: Any,
 ) -> tuple[list[str], Scores, list[int]]:
     """Translate a split on all ranks and score it.
 
@@ -32,14 +36,15 @@ def translate_and_score(
         model: on this rank's device.
         tokenizer: of the model.
         pairs: the split.
+        search: settings of the search.
         target_lang: the language of the translations.
         tokenized_output: whether the model was trained on tokenised text.
-        search: as for `translate_lines`.
+        share: ``rank``, ``world`` and ``progress``, as for `translate_lines`.
 
     Returns:
         All translations in order, their scores, and the positions of the sources that were cut.
     """
-    result = translate_lines(model, tokenizer, pairs.source, **search)
+    result = translate_lines(model, tokenizer, pairs.source, search, **share)
     found = {i: line for part in all_gather({i: result.lines[i] for i in result.mine})
              for i, line in part.items()}  # fmt: skip
     lines = [found[i] for i in range(len(result.lines))]
@@ -72,21 +77,21 @@ def evaluate(trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
         cast(Seq2Seq, trained.model),
         trained.tokenizer,
         corpus.splits[request.split],
+        search,
         target_lang=recipe.data.target_lang,
         tokenized_output=bool(trained.data.get("tokenized")),
         rank=request.rank,
         world=request.world,
         progress=request.progress,
-        **search,
     )
     variant = []
-    if search["beam"] != recipe.decode.beam:
-        variant.append(f"beam{search['beam']}")
-    if search["length_penalty"] != recipe.decode.length_penalty:
-        variant.append(f"penalty{search['length_penalty']:g}")
-    del search["max_source"]
+    if search.beam != recipe.decode.beam:
+        variant.append(f"beam{search.beam}")
+    if search.length_penalty != recipe.decode.length_penalty:
+        variant.append(f"penalty{search.length_penalty:g}")
+    used = {name: getattr(search, name) for name in ("beam", "length_penalty", "max_length")}
     return Evaluation(
-        scores={**scores.to_dict(), **search, "sources_truncated": truncated},
+        scores={**scores.to_dict(), **used, "sources_truncated": truncated},
         corpus=corpus.provenance,
         variant=variant,
         lines=lines,
@@ -95,21 +100,19 @@ def evaluate(trained: TrainedModel, request: EvaluationRequest) -> Evaluation:
 
 def search_settings(
     recipe: TranslationRecipe, beam: int | None = None, length_penalty: float | None = None
-) -> dict[str, Any]:
+) -> SearchSettings:
     """Return the settings of beam search: those given, else the recipe's.
 
     Raises:
         UserError: the beam is below 1.
     """
     decode = recipe.decode
-    if beam is not None and beam < 1:
-        raise UserError(f"--beam must be >= 1, got {beam}")
-    return {
-        "beam": beam or decode.beam,
-        "length_penalty": decode.length_penalty if length_penalty is None else length_penalty,
-        "max_length": decode.max_length,
-        "max_source": recipe.data.max_length,
-    }
+    return SearchSettings(
+        beam=decode.beam if beam is None else beam,
+        length_penalty=decode.length_penalty if length_penalty is None else length_penalty,
+        max_length=decode.max_length,
+        max_source=recipe.data.max_length,
+    )
 
 
 def translate(
@@ -138,6 +141,6 @@ def translate(
         cast(Seq2Seq, trained.model),
         trained.tokenizer,
         map(clean, lines),
+        settings,
         on_truncated=on_truncated,
-        **settings,
     )

@@ -49,11 +49,11 @@ class TranslationModule(TaskModule):
             self.model,
             self.tokenizer,
             pairs,
+            search_settings(self.recipe, beam=train.val_beam),
             target_lang=self.recipe.data.target_lang,
             tokenized_output=corpus.tokenized,
             rank=self.global_rank,
             world=self.trainer.world_size,
-            **search_settings(self.recipe, beam=train.val_beam),
         )
         self._bleu = scores.bleu
         shown = range(min(train.samples, len(lines)))

@@ -50,24 +50,39 @@ class TranslationResult:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class SearchSettings:
+    """How lines are translated.
+
+    Attributes:
+        beam: see `normtrain.tasks.translation.decoding.beam.beam_search`.
+        length_penalty: likewise.
+        max_length: tokens of a translation at most, with its EOS. A translation is also at most 50
+            tokens longer than its source.
+        max_source: source lines of more tokens (without EOS) are truncated.
+        batch_tokens: source positions, with padding and times ``beam``, decoded at once.
+
+    Raises:
+        UserError: ``max_source`` or ``beam`` is below 1.
+    """
+
     beam: int
     length_penalty: float
     max_length: int
     max_source: int
-    batch_tokens: int
+    batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("beam", "max_source"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 def translate_lines(
     model: StepModel,
     tokenizer: TextCodec,
     lines: Sequence[str],
+    settings: SearchSettings,
     *,
-    beam: int,
-    length_penalty: float,
-    max_length: int,
-    max_source: int,
-    batch_tokens: int = 8192,
     rank: int = 0,
     world: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -81,12 +96,7 @@ def translate_lines(
         model: translates on the device of its parameters.
         tokenizer: of the model.
         lines: source lines; a line break at the end of a line is ignored.
-        beam: see :func:`~normtrain.tasks.translation.decoding.beam.beam_search`.
-        length_penalty: likewise.
-        max_length: tokens of a translation at most, with its EOS. A translation is also at most 50
-            tokens longer than its source.
-        max_source: source lines of more tokens (without EOS) are truncated.
-        batch_tokens: source positions, with padding and times ``beam``, decoded at once.
+        settings: of the search.
         rank: this process. Each takes every world-th of the batches that a single process would
             make, so together they give the same translations.
         world: number of processes that share the lines; the same on all.
@@ -96,20 +106,15 @@ def translate_lines(
         As many lines as were given; those that other processes translate are empty.
 
     Raises:
-        UserError: ``max_source``, ``max_length`` or ``beam`` is below 1.
+        UserError: ``max_length`` is below 1.
         RunError: memory ran out, or the model gave non-finite logits.
     """
-    if max_source < 1:
-        raise UserError(f"max_source must be >= 1, got {max_source}")
-    if beam < 1:
-        raise UserError(f"beam must be >= 1, got {beam}")
-    settings = _Settings(beam, length_penalty, max_length, max_source, batch_tokens)
     filled = [i for i, line in enumerate(lines) if line.strip()]
     encoded = dict(
         zip(filled, tokenizer.encode_batch([lines[i].strip() for i in filled]), strict=True)
     )
-    truncated = [i for i in filled if len(encoded[i]) > max_source]
-    sources = {i: ids[:max_source] + [EOS] for i, ids in encoded.items() if ids}
+    truncated = [i for i in filled if len(encoded[i]) > settings.max_source]
+    sources = {i: ids[: settings.max_source] + [EOS] for i, ids in encoded.items() if ids}
     texts, scores = [""] * len(lines), [0.0] * len(lines)
     done, tokens = len(lines) - len(sources), 0
     mine = [i for i in range(len(lines)) if i not in sources] if rank == 0 else []
@@ -130,12 +135,8 @@ def translate_stream(
     model: StepModel,
     tokenizer: TextCodec,
     lines: Iterable[str],
+    settings: SearchSettings,
     *,
-    beam: int,
-    length_penalty: float,
-    max_length: int,
-    max_source: int,
-    batch_tokens: int = 8192,
     chunk: int = 512,
     on_truncated: Callable[[int], None] | None = None,
 ) -> Iterator[str]:
@@ -148,11 +149,7 @@ def translate_stream(
         model: as for :func:`translate_lines`.
         tokenizer: of the model.
         lines: for example ``sys.stdin``; read in a separate thread.
-        beam: as for :func:`translate_lines`.
-        length_penalty: likewise.
-        max_length: likewise.
-        max_source: likewise.
-        batch_tokens: likewise.
+        settings: of the search.
         chunk: lines translated together at most.
         on_truncated: called with the number, from 1, of each line that was truncated.
 
@@ -166,16 +163,7 @@ def translate_stream(
     """
     before = 0
     for available in chunks_as_they_come(lines, chunk):
-        result = translate_lines(
-            model,
-            tokenizer,
-            available,
-            beam=beam,
-            length_penalty=length_penalty,
-            max_length=max_length,
-            max_source=max_source,
-            batch_tokens=batch_tokens,
-        )
+        result = translate_lines(model, tokenizer, available, settings)
         if on_truncated is not None:
             for position in result.truncated:
                 on_truncated(before + position + 1)
@@ -187,7 +175,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines()).strip()
 
 
-def _batches(sources: dict[int, list[int]], settings: _Settings) -> Iterator[list[int]]:
+def _batches(sources: dict[int, list[int]], settings: SearchSettings) -> Iterator[list[int]]:
     """Longest lines first, so that running out of memory shows at once."""
     batch: list[int] = []
     for i in sorted(sources, key=lambda i: (-len(sources[i]), i)):
@@ -201,7 +189,7 @@ def _batches(sources: dict[int, list[int]], settings: _Settings) -> Iterator[lis
 
 
 def _decode(
-    model: StepModel, sources: list[list[int]], device: torch.device, settings: _Settings
+    model: StepModel, sources: list[list[int]], device: torch.device, settings: SearchSettings
 ) -> list[tuple[list[int], float]]:
     """The best output of each source, or an empty one if the search found none."""
     width = max(map(len, sources))
@@ -226,6 +214,6 @@ def _decode(
     return [(best[0].tokens, best[0].score) if best else ([], 0.0) for best in found]
 
 
-def _limits(sources: list[list[int]], settings: _Settings) -> Tensor:
+def _limits(sources: list[list[int]], settings: SearchSettings) -> Tensor:
     # Both lengths count the EOS, so the margin is between the sentences.
     return torch.tensor([min(settings.max_length, len(ids) + _MARGIN) for ids in sources])
