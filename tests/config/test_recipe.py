@@ -60,45 +60,27 @@ def test_file_name_becomes_a_usable_name(tmp_path: Path) -> None:
         ("task: translation\ntask: translation", ["line 2", "'task' is given twice"]),
         ("model:\n  heads: 4\n  heads: 8", ["line 3", "'heads' is given twice"]),
         ("model: {d_model: true}", ["model.d_model must be", "integer"]),
-        ("model: {d_model: 3.5}", ["model.d_model must be", "integer"]),
-        ("model: {d_model: '256'}", ["model.d_model must be", "integer"]),
         ("model: {d_model: 0}", ["model.d_model must be", ">= 1"]),
         ("model: {d_ff: 1000000000000}", ["model.d_ff must be", "at most 2147483647"]),
-        ("model: {encoder_layers: 1001}", ["model.encoder_layers must be", "at most 1000"]),
-        ("task: language\nmodel: {layers: 1001}", ["model.layers must be", "at most 1000"]),
-        ("data: {workers: 5000}", ["data.workers must be", "at most 256"]),
-        ("decode: {beam: 1000000}", ["decode.beam must be", "at most 1000"]),
         ("model: {dropout: 1.0}", ["model.dropout must be", "< 1"]),
         ("model: {placement: per}", ["model.placement", "pre, post, sandwich", "mean pre"]),
-        ("model: {norm: null}", ["model.norm must be", "string"]),
         ("model: {norm_rules: [[a]]}", ["model.norm_rules", "[module-name pattern, norm] pairs"]),
-        ("model: {d_stream: 0}", ["model.d_stream must be", ">= 1, or null"]),
-        ("model: {head_bias: 1}", ["model.head_bias must be", "true or false"]),
         (
             "model: {placement: post, zero_mean: stream}",
             ["model.zero_mean stream needs model.placement pre or sandwich"],
         ),
         ("optim: {lr: 0}", ["optim.lr must be", "> 0"]),
-        ("optim: {lr: .inf}", ["optim.lr must be", "> 0"]),
-        ("optim: {betas: [0.9]}", ["optim.betas must be", "two numbers"]),
         ("optim: {betas: [0.9, 1.2]}", ["optim.betas must be", "< 1"]),
         ("train: {ema: 1.0}", ["train.ema must be", "> 0 and < 1"]),
-        ("train: {patience: 0}", ["train.patience must be", ">= 1, or null"]),
         ("train: {precision: fp16}", ["train.precision", "auto, 32, bf16-mixed, bf16-true"]),
         ("task: chess", ["task must be", "translation"]),
         ("name: a/b", ["name must be"]),
-        ("data: {revision: 12}", ["data.revision must be", "quoted"]),
         ("model: {heads: 3}", ["model.d_model (256)", "multiple of model.heads (3)"]),
         ("train: {max_steps: 400}", ["optim.warmup_steps (400)", "train.max_steps (400)"]),
-        ("optim: {min_lr: 0.5}", ["optim.min_lr (0.5)", "optim.lr (0.001)"]),
         ("model: {max_positions: 128}", ["data.max_length (128)", "model.max_positions (128)"]),
-        ("model: {max_positions: 150}", ["decode.max_length (200)", "model.max_positions (150)"]),
         ("data: {max_tokens: 128}", ["data.max_tokens (128)", "data.max_length (128)"]),
         ("x: !!python/object/apply:os.system [ls]", ["!!python/object/apply:os.system"]),
         ("a: [1", ["not valid YAML"]),
-        ("a: 1\n---\nb: 1", ["one document"]),
-        ("x: 2020-13-45", ["not YAML"]),
-        ("[" * 1000, ["not YAML"]),
         ("a: &a [*a]", ["'a'"]),
         (b"\xff\xfe\x00", ["not UTF-8"]),
         (b"\x00\x01", ["not text"]),
@@ -167,8 +149,6 @@ def test_precision_32_needs_no_quotes(tmp_path: Path) -> None:
         ("zzz=1", "sections are data, model"),
         ("optim.lr=[", "not valid YAML"),
         ("optim.lr=fast", "optim.lr must be"),
-        ("model.tie=no", "model.tie must be"),
-        ("data.source=", "data.source must be"),
     ],
 )
 def test_a_wrong_override_says_what_would_be_right(text: str, message: str) -> None:
@@ -221,14 +201,10 @@ def test_a_data_folder_is_found_from_anywhere(
     ("options", "message"),
     [
         ({"norm": "layernrm"}, "model.norm: unknown norm 'layernrm'.*layernorm"),
-        ({"norm": "prmsnorm:p=3"}, "model.norm: .*3"),
         ({"norm_at": ["enc*=nope"]}, r"model.norm_rules 'enc\*': unknown norm 'nope'"),
         ({"norm_at": ["enc*"]}, "PATTERN=NORM"),
         ({"overrides": ["model.qk_norm=nope"]}, "model.qk_norm: unknown norm"),
-        ({"overrides": ["model.embedding_norm=nope"]}, "model.embedding_norm: unknown norm"),
         ({"norm": "rmsnorm", "overrides": ["model.norm=none"]}, "model.norm is given by its own"),
-        ({"seed": -1}, "train.seed must be"),
-        ({"data": ""}, "data.source must be"),
     ],
 )
 def test_wrong_flags(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -256,19 +232,6 @@ def test_a_recipe_from_before_a_key_existed_reads_as_its_default() -> None:
     later = {"embedding_norm": "none", "zero_mean": "none", "d_stream": None, "head_bias": False}
     assert {key: plain["model"].pop(key) for key in later} == later
     assert recipes.from_plain(plain) == recipe
-
-
-def test_keys_of_the_stream_and_the_embeddings() -> None:
-    settings = [
-        "model.d_stream=255",
-        "model.zero_mean=stream",
-        "model.embedding_norm=RMSNorm:eps=1e-6",
-        "model.head_bias=true",
-    ]
-    model = recipes.override(Recipe(name="x"), settings).model
-    assert (model.d_stream, model.zero_mean, model.head_bias) == (255, "stream", True)
-    assert model.embedding_norm == "rmsnorm:eps=1e-06"
-    assert recipes.override(Recipe(name="x"), ["model.d_stream=null"]).model.d_stream is None
 
 
 def test_recipes_do_not_change() -> None:
@@ -323,17 +286,6 @@ def test_dump_keeps_the_canonical_order() -> None:
     text = recipes.dump(Recipe(name="x"))
     assert list(yaml.safe_load(text)) == list(Recipe.model_fields)
     assert text.index("d_model") < text.index("heads") < text.index("d_ff")
-
-
-def test_plain_holds_plain_types_only() -> None:
-    def kinds(value: object) -> set[type]:
-        if isinstance(value, dict):
-            return set().union(*(kinds(inner) for inner in value.values()))
-        if isinstance(value, list):
-            return {list}.union(*(kinds(inner) for inner in value))
-        return {type(value)}
-
-    assert kinds(Recipe(name="x").plain()) <= {str, int, float, bool, type(None), list}
 
 
 @pytest.mark.parametrize("name", ["envi", "envi-iwslt15"])

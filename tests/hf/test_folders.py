@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,16 @@ import pytest
 import torch
 from exchanged import (
     MODELS,
-    assert_close,
     bpe,
-    our_logits,
     our_model,
-    rebuilt,
     section,
-    tokens,
     written,
 )
 from safetensors.torch import load_file, save_file
 
 from normtrain.errors import RunError, UserError
 from normtrain.files import write_folder as write_whole
-from normtrain.hf import FORMATS, load_into, read_folder, write_folder
+from normtrain.hf import load_into, read_folder, write_folder
 from normtrain.models import build_model
 
 UNWRITABLE: list[tuple[str, dict[str, Any], str]] = [
@@ -213,14 +208,6 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(tmp_path: Path) -> Non
     assert_refused(tmp_path / "made", "290 ids, but the embedding has 289 rows")
 
 
-def test_a_folder_that_is_not_empty_is_left_unchanged(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    for place in (tmp_path, tmp_path / "mine"):
-        with pytest.raises(UserError, match="is not empty; export into a new folder"):
-            written(place, "llama", **LAYERS)
-    assert (tmp_path / "mine").read_text() == "mine"
-
-
 @pytest.mark.parametrize("there", [True, False])
 @pytest.mark.parametrize("failure", ["disk", "bug", "interrupt"])
 def test_an_error_leaves_the_folder_unchanged(there: bool, failure: str, tmp_path: Path) -> None:
@@ -243,29 +230,6 @@ def test_an_error_leaves_the_folder_unchanged(there: bool, failure: str, tmp_pat
     write_whole(folder, lambda temporary: (temporary / "two").write_text("2"))
     assert [path.name for path in folder.iterdir()] == ["two"]
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
-
-
-def test_a_full_disk(tmp_path: Path) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
-    try:
-        with pytest.raises(RunError, match="could not write .*made"):
-            written(tmp_path / "made", "gpt2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("format", FORMATS)
-def test_round_trip_in_the_working_directory(
-    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model, _ = written(Path(), format)
-    pretrained = read_folder(Path())
-    assert pretrained.model_type == format
-    ids = tokens(bpe().vocab_size)
-    assert_close(our_logits(rebuilt(pretrained), ids), our_logits(model, ids))
 
 
 @pytest.mark.parametrize(

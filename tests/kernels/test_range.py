@@ -7,8 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from normtrain import kernels
 from normtrain.kernels import dispatch, formulas
@@ -140,27 +138,11 @@ BY_DTYPE = pytest.mark.parametrize(
 @BY_PATH
 @BY_DTYPE
 @pytest.mark.parametrize("spec", SPECS)
-def test_huge_rows(spec: str, dtype: torch.dtype, path: str) -> None:
+def test_huge_and_tiny_rows(spec: str, dtype: torch.dtype, path: str) -> None:
     check(spec, huge(dtype).to(dtype), path)
     check(spec, torch.cat([ordinary(), huge(dtype)]).to(dtype), path)
-
-
-@BY_PATH
-@BY_DTYPE
-@pytest.mark.parametrize("spec", SPECS)
-def test_tiny_rows(spec: str, dtype: torch.dtype, path: str) -> None:
     small = 1e-3 if dtype == torch.float16 else 1.0
     check(spec, torch.cat([ordinary(), tiny(dtype)]).to(dtype), path, upstream=small)
-
-
-@EXTENDED
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("spec", WITH_EPS)
-def test_tiny_eps(spec: str, dtype: torch.dtype, path: str) -> None:
-    rows = torch.cat([ordinary(), huge(dtype), tiny(dtype)])
-    check(spec, rows.to(dtype), path, eps=1e-30)
-    check(spec, rows.to(dtype), path, eps=1e-22)
 
 
 @EXTENDED
@@ -172,15 +154,6 @@ def test_eps_below_the_range_of_float32(spec: str, path: str) -> None:
     y, dx = PATHS[path](norm, x, torch.randn_like(x))
     assert y.isfinite().all()
     assert dx.isfinite().all()
-
-
-@EXTENDED
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("upstream", [1e-12, 1e15])
-@pytest.mark.parametrize("spec", SPECS)
-def test_large_and_tiny_gradients(spec: str, upstream: float, path: str) -> None:
-    rows = torch.cat([ordinary(), huge(torch.float32), tiny(torch.float32)])
-    check(spec, rows, path, upstream=upstream)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -247,16 +220,6 @@ def test_batched_gradients(spec: str) -> None:
     torch.testing.assert_close(at_once, rows)
 
 
-@EXTENDED
-@pytest.mark.parametrize("spec", ["layernorm", "rmsnorm", "prmsnorm", "adanorm", "dyt", "l1norm"])
-def test_traced_and_fake(spec: str) -> None:
-    norm = build_norm(spec, DIM)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        assert norm(torch.empty(3, DIM)).shape == (3, DIM)
-    x = torch.cat([ordinary()[:2], 1e30 * ALTERNATING[None]])
-    torch.testing.assert_close(make_fx(norm)(torch.randn(3, DIM))(x), norm(x))
-
-
 class _Tagged(Tensor):
     """A subclass that acts like a tensor."""
 
@@ -276,21 +239,6 @@ def test_aten_kernels_run_only_where_values_can_be_read() -> None:
         assert not use_aten(x.to("meta"))
         torch.func.vmap(lambda t: seen.append(use_aten(t)) or t)(x)
     assert seen == [False]
-
-
-@pytest.mark.parametrize("value", [37.3, 1234.567, 333333.33, -1e-3])
-@pytest.mark.parametrize("d", [10, 63])
-@pytest.mark.parametrize(
-    "name",
-    ["layernorm", "layernorm-simple", "detachnorm", "adanorm", "l1norm", "linfnorm", "topknorm"],
-)
-def test_constant_rows_give_zeros(name: str, d: int, value: float) -> None:
-    """The rounding of a mean must not look like a deviation; also among other rows."""
-    norm = build_norm(name, d)
-    x = torch.randn(3, d)
-    x[1] = value
-    for y in (norm(x), torch.func.vmap(norm)(x)):
-        assert y[1].abs().max().item() <= 1e-3
 
 
 @EXTENDED

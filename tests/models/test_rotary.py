@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import VOCAB, causal_of
+from tiny import causal_of
 from torch import Tensor
 
 from normtrain.models.attention import Attention
@@ -98,23 +98,6 @@ def test_gradients_are_exact_and_differentiable() -> None:
     assert torch.autograd.gradgradcheck(lambda x: rotate(x, rotation).pow(3), x)
 
 
-@pytest.mark.extended
-def test_transforms_support_rotate() -> None:
-    rotation = Rotary(9, 6).double()(4)
-    x = torch.randn(3, 4, 6, dtype=torch.float64)
-
-    def cubes(x: Tensor) -> Tensor:
-        return rotate(x, rotation).pow(3).sum()
-
-    (expected,) = torch.autograd.grad(cubes(x.requires_grad_()), x)
-    torch.testing.assert_close(torch.func.vmap(torch.func.grad(cubes))(x.detach()), expected)
-    _, along = torch.func.jvp(cubes, (x.detach(),), (torch.ones_like(x),))
-    torch.testing.assert_close(along, expected.sum())
-    compiled = torch.compile(cubes, fullgraph=True, backend="aot_eager")
-    (found,) = torch.autograd.grad(compiled(x), x)
-    torch.testing.assert_close(found, expected)
-
-
 def test_a_models_dtype_never_rounds_the_angles() -> None:
     rotary = Rotary(300, 8)
     exact = copy.deepcopy(rotary).double()(300)
@@ -154,16 +137,6 @@ def test_norms_see_queries_and_keys_before_they_rotate(norm: str) -> None:
     scores = (q @ k.mT / 8**0.5).masked_fill(~torch.ones(5, 5).tril().bool(), -torch.inf)
     expected = attention.output((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
     torch.testing.assert_close(attention(x, causal=True, rotation=rotation), expected)
-
-
-def test_a_shifted_sequence_gives_the_same_logits() -> None:
-    model = causal_of(positions="rotary", heads=2).double().eval()
-    tokens = torch.randint(0, VOCAB, (2, 9))
-    with torch.no_grad():
-        expected = model(tokens)
-        x, _ = model._enter(tokens)
-        moved = model.logits(model.decoder(x, None, model.positions(9, 40)))
-    torch.testing.assert_close(moved, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(

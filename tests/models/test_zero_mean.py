@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import batch, causal_of, model_of, perturb_norms
-from torch import Tensor, nn
+from torch import Tensor
 
 from normtrain.models import CausalLM, Seq2Seq
-from normtrain.models.blocks import Residual, recentred
+from normtrain.models.blocks import Residual
 from normtrain.tasks.loss import training_loss
 from normtrain.tasks.optimizers import parameter_groups
 
@@ -83,26 +83,6 @@ def test_rmsnorm_on_a_recentred_stream_trains_as_layernorm(
 def test_the_other_options_keep_them_equal(kind: str, changes: dict[str, Any]) -> None:
     expected = losses(build(kind, "layernorm", "none", True, **changes))
     assert distance(losses(build(kind, RMS, "stream", True, **changes)), expected) <= 1e-10
-
-
-class Recentred(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return recentred(x)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_recentring_before_the_dropout_is_not_enough(kind: str) -> None:
-    def early(dropped: bool) -> Tensor:
-        model = build(kind, RMS, "stream", dropped)
-        for module in model.modules():
-            if isinstance(module, Residual):
-                module.recentre = False
-                module.dropout = nn.Sequential(Recentred(), module.dropout)  # type: ignore
-        return losses(model, 3)
-
-    for dropped in (False, True):
-        apart = distance(early(dropped), losses(build(kind, "layernorm", "none", dropped), 3))
-        assert apart > 1e-4 if dropped else apart <= 1e-10
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -106,14 +106,6 @@ def test_loss_scaling_is_undone() -> None:
     assert monitor.last["net.1"]["gradient_norm"] == pytest.approx(float(2 * y.norm()), rel=1e-2)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_half_precision(precision: str) -> None:
-    monitor = NormMonitor(every=1)
-    fit(Task(), monitor, max_steps=2, precision=precision, data=rows())
-    assert all(set(numbers) == NUMBERS for numbers in monitor.last.values())
-    assert all(map(math.isfinite, monitor.last["net.norm2"].values()))
-
-
 class Manual(Task):
     """Two optimizers, each stepping once a batch."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from variants import NAMES
 
 from normtrain.errors import UserError
 from normtrain.norms import (
@@ -24,30 +25,6 @@ from normtrain.norms import (
     registry,
 )
 from normtrain.norms.rms import share
-
-NAMES = [
-    "adanorm",
-    "crmsnorm",
-    "derf",
-    "detachnorm",
-    "dyt",
-    "fixnorm",
-    "l1norm",
-    "layernorm",
-    "layernorm-simple",
-    "linfnorm",
-    "none",
-    "prmsnorm",
-    "rmsnorm",
-    "scalenorm",
-    "topknorm",
-]
-INVARIANCES = {
-    **dict.fromkeys(["layernorm", "layernorm-simple", "detachnorm", "adanorm"], ("scale", "shift")),
-    **dict.fromkeys(["l1norm", "linfnorm", "topknorm"], ("scale", "shift")),
-    **dict.fromkeys(["rmsnorm", "prmsnorm", "crmsnorm", "scalenorm", "fixnorm"], ("scale",)),
-    **dict.fromkeys(["dyt", "derf", "none"], ()),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -226,18 +203,6 @@ def test_the_page_of_a_norm(name: str) -> None:
     assert max(map(len, description.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_invariances_are_told_and_true(name: str) -> None:
-    info = norm_info(name)
-    assert info.invariances == INVARIANCES[name]
-    eps = {"eps": 1e-30} if "eps" in info.options else {}
-    norm = build_norm(name, 8, dtype=torch.float64, **eps)
-    x = torch.randn(4, 8, dtype=torch.float64)
-    y = norm(x)
-    assert torch.allclose(norm(3 * x), y) == ("scale" in info.invariances)
-    assert torch.allclose(norm(x + 3), y) == ("shift" in info.invariances)
-
-
 @pytest.mark.parametrize("wrong", ["scale", ["scale", "rotation"]])
 def test_invariances_that_are_none(wrong: Any) -> None:
     with pytest.raises(UserError, match="'scale' and 'shift'"):
@@ -249,11 +214,6 @@ def test_numbers_that_a_constructor_refuses() -> None:
         DyT(8, alpha_init=float("nan"))
     with pytest.raises(UserError, match="shift_init must be a finite number"):
         Derf(8, shift_init=True)
-
-
-def test_info_of_an_unknown_norm() -> None:
-    with pytest.raises(UserError, match="adanorm"):
-        norm_info("adanrm")
 
 
 def test_a_third_party_norm() -> None:

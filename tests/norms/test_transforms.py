@@ -47,20 +47,6 @@ def test_the_output_has_the_inputs_dtype(spec: str, dtype: torch.dtype) -> None:
         assert {g.dtype for g in found.values()} <= {parameters}
 
 
-@pytest.mark.parametrize(
-    ("spec", "dtype"), sampled(SPECS, [torch.bfloat16, torch.float16, torch.float64])
-)
-def test_moving_to_a_dtype_moves_the_parameters(spec: str, dtype: torch.dtype) -> None:
-    norm = build(spec, DIM, torch.float32)
-    values = {key: p.detach().to(dtype) for key, p in norm.named_parameters()}
-    moved = norm.to(dtype)
-    assert moved is norm
-    for key, parameter in moved.named_parameters():
-        assert parameter.dtype == dtype
-        assert torch.equal(parameter, values[key])
-    assert moved(rows(2, DIM).to(dtype)).dtype == dtype
-
-
 @pytest.mark.parametrize(("spec", "narrow"), sampled(SPECS, [torch.bfloat16, torch.float16]))
 def test_autocast_changes_nothing(spec: str, narrow: torch.dtype) -> None:
     """Neither narrower arithmetic nor a wider output, be the backward under it or not."""
@@ -157,30 +143,6 @@ def test_the_default_device_and_dtype_count(spec: str) -> None:
 # -- graphs -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_two_uses_in_one_graph_add_up(spec: str) -> None:
-    norm, x, g = build(spec, DIM), rows(3, DIM), rows(3, DIM)
-    first, second = copy.deepcopy(norm), copy.deepcopy(norm)
-    own, other = leaf(x), leaf(x)
-    (norm(norm(own) * 2) * g).sum().backward()
-    (second(first(other) * 2) * g).sum().backward()
-    torch.testing.assert_close(own.grad, other.grad, rtol=1e-11, atol=1e-12)
-    for once, a, b in zip(norm.parameters(), first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(once.grad, a.grad + b.grad, rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_a_second_backward_accumulates(spec: str) -> None:
-    norm, x = build(spec, DIM), leaf(rows(3, DIM))
-    y = norm(x)
-    leaves = [x, *norm.parameters()]
-    y.sum().backward(retain_graph=True)
-    once = [t.grad.clone() for t in leaves]
-    y.sum().backward()
-    for t, g in zip(leaves, once, strict=True):
-        torch.testing.assert_close(t.grad, 2 * g)
-
-
 @pytest.mark.parametrize(("spec", "reentrant"), sampled(SPECS, [True, False]))
 def test_checkpointing(spec: str, reentrant: bool) -> None:
     norm, x, g = build(spec, DIM), rows(3, DIM), rows(3, DIM)
@@ -222,23 +184,6 @@ def test_frozen_parameters_and_inputs(spec: str) -> None:
     assert not norm(x).requires_grad
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_hooks_are_called(spec: str) -> None:
-    norm, x, g = build(spec, DIM), rows(3, DIM), rows(3, DIM)
-    want = gradients(norm, x, g)
-    seen: dict[str, Tensor] = {}
-    norm.register_forward_pre_hook(lambda _, args: seen.update(before=args[0]))
-    norm.register_forward_hook(lambda _, args, y: seen.update(after=y))
-    norm.register_full_backward_pre_hook(lambda _, grads: seen.update(upstream=grads[0]))
-    norm.register_full_backward_hook(lambda _, inner, outer: seen.update(gradient=inner[0]))
-    y = norm(leaf(x))
-    y.backward(g)
-    assert torch.equal(seen["before"], x)
-    assert torch.equal(seen["after"], y)
-    assert torch.equal(seen["upstream"], g)
-    torch.testing.assert_close(seen["gradient"], want["x"])
-
-
 # -- function transforms ------------------------------------------------------------------------
 
 
@@ -248,12 +193,6 @@ def _call(norm: nn.Module) -> Callable[[dict[str, Tensor], Tensor], Tensor]:
 
 def _state(norm: nn.Module) -> dict[str, Tensor]:
     return {key: p.detach() for key, p in norm.named_parameters()}
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_functional_call_uses_what_it_is_given(spec: str) -> None:
-    norm, other, x = build(spec, DIM), build(spec, DIM), rows(3, DIM)
-    assert torch.equal(functional_call(norm, _state(other), (x,)), other(x))
 
 
 @pytest.mark.parametrize(("spec", "dtype"), sampled(SPECS, [torch.float64, torch.float32]))
@@ -294,15 +233,6 @@ def test_forward_and_reverse_derivatives_agree(spec: str) -> None:
     assert_same({"x": by_x, **by_parameter}, gradients(norm, x, g))
     total = (by_x * v).sum() + sum((by_parameter[k] * directions[k]).sum() for k in parameters)
     torch.testing.assert_close((pushed * g).sum(), total, rtol=1e-10, atol=1e-11)
-
-
-@pytest.mark.parametrize("spec", SPECS)
-def test_jacobians(spec: str) -> None:
-    norm, x = build(spec, 4), rows(4)
-    eye = torch.eye(4, dtype=torch.float64)
-    expected = torch.stack([gradients(norm, x, unit)["x"] for unit in eye])
-    for transform in (torch.func.jacrev, torch.func.jacfwd):
-        torch.testing.assert_close(transform(norm)(x), expected, rtol=1e-11, atol=1e-12)
 
 
 # -- compilers ----------------------------------------------------------------------------------

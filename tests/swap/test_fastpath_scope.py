@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from encoders import (
-    CAUSAL,
     DIM,
     KERNEL,
     MASKS,
-    NORMS,
     PADDING,
     QUIET,
     build,
@@ -130,66 +126,7 @@ def test_subclasses(kind: type[nn.TransformerEncoderLayer], norm: str) -> None:
         check_contexts(model, inputs(), **masks)
 
 
-@pytest.mark.extended
-@pytest.mark.parametrize("norm", NORMS)
-def test_decoder_layers_and_attention_need_nothing(norm: str) -> None:
-    layer = nn.TransformerDecoderLayer(DIM, 4, 24, dropout=0.0, batch_first=True)
-    decoder = nn.TransformerDecoder(layer, 2, norm=build(norm))
-    touched = put(list(decoder.layers), norm, ("norm1", "norm2", "norm3"))
-    before = [dict(vars(module)) for module in decoder.modules()]
-    assert disable_fast_path(decoder, [*touched, decoder.norm]) == []
-    assert [dict(vars(module)) for module in decoder.modules()] == before
-    check_contexts(decoder, inputs(), inputs(), tgt_mask=CAUSAL, memory_key_padding_mask=PADDING)
-
-
 # What it survives.
-
-SURVIVORS = ["rmsnorm:bias=true", "rmsnorm", "dyt"]
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("norm", SURVIVORS)
-@pytest.mark.parametrize(
-    "copied",
-    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
-    ids=["deep", "pickle"],
-)
-def test_copies(norm: str, copied: Callable[[nn.Module], nn.Module]) -> None:
-    model, touched = swapped(norm)
-    disable_fast_path(model, touched)
-    again = copied(model)
-    x = inputs()
-    torch.testing.assert_close(in_training(again, x), in_training(model, x), rtol=0, atol=0)
-    for masks in MASKS.values():
-        check_contexts(again, x, **masks)
-    assert switches(again) == switches(model)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("norm", SURVIVORS)
-@pytest.mark.parametrize("when", ["before", "after", "in place"])
-def test_compiled(norm: str, when: str) -> None:
-    """Compiled before the swap, where it is also run, or after."""
-    torch.compiler.reset()
-    model = encoder()
-    compiled: Any = model
-    x = inputs()
-    if when != "after":
-        compiled = torch.compile(model, backend="eager") if when == "before" else model
-        if when == "in place":
-            model.compile(backend="eager")
-        with torch.no_grad():
-            compiled.eval()(x, src_key_padding_mask=PADDING)
-    touched = put(list(model.layers), norm)
-    assert len(disable_fast_path(compiled, touched)) == 2
-    if when == "after":
-        compiled = torch.compile(model, backend="eager")
-    for masks in (MASKS["none"], MASKS["padding"]):
-        expected = in_training(copy.deepcopy(model) if when != "in place" else model, x, **masks)
-        with torch.no_grad():
-            found = compiled.eval()(x, **masks)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    torch.compiler.reset()
 
 
 # Another torch.

@@ -148,10 +148,7 @@ def test_names_with_signs_of_patterns_are_taken_as_they_are() -> None:
     assert (
         record(model)["replaced"]
         == record(saved)["replaced"]
-        == {
-            "a0": "rmsnorm:eps=1e-05",
-            "*": "adanorm:eps=1e-05",
-        }
+        == {"a0": "rmsnorm:eps=1e-05", "*": "adanorm:eps=1e-05"}
     )
 
 

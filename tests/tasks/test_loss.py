@@ -117,9 +117,7 @@ def test_a_vocabulary_larger_than_float16_counts() -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_under_autocast_operands_are_bfloat16_and_gradients_float32(
-    smoothing: float,
-) -> None:
+def test_under_autocast_operands_are_bfloat16_and_gradients_float32(smoothing: float) -> None:
     parts = [torch.randn(2, 6, 16), 0.3 * torch.randn(40, 16), torch.randn(40)]
     target = torch.randint(0, 40, (2, 6))
     wide = [part.clone().requires_grad_() for part in parts]

@@ -24,10 +24,7 @@ train: {max_steps: 12, val_every: 4, checkpoint_every: 2, keep: 100, log_every: 
 
 @pytest.fixture
 def normtrain(
-    tmp_path: Path,
-    text_folder: Path,
-    command: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, text_folder: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Any]:
     """Run commands where another package's entry point names the task."""
     info = tmp_path / "site" / "masked-1.0.dist-info"

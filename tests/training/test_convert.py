@@ -61,17 +61,10 @@ def logits(target: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "to"),
-    [
-        ("layernorm", "rmsnorm"),
-        pytest.param("zero-mean", "crmsnorm", marks=pytest.mark.extended),
-    ],
+    [("layernorm", "rmsnorm"), pytest.param("zero-mean", "crmsnorm", marks=pytest.mark.extended)],
 )
 def test_the_converted_checkpoint_gives_equal_outputs(
-    kind: str,
-    to: str,
-    runs: Callable[[str], Path],
-    corpus_folder: Path,
-    tmp_path: Path,
+    kind: str, to: str, runs: Callable[[str], Path], corpus_folder: Path, tmp_path: Path
 ) -> None:
     run, made = runs(kind), tmp_path / "made.ckpt"
     message = convert(run, to=to, output=made)

@@ -19,12 +19,7 @@ from normtrain.tasks.language import module as language
 from normtrain.tasks.translation import module as translation
 from normtrain.training import determinism as module
 from normtrain.training import fit, resume
-from normtrain.training.determinism import (
-    WORKSPACE,
-    changes_since,
-    determinism,
-    environment,
-)
+from normtrain.training.determinism import WORKSPACE, changes_since, determinism, environment
 
 DROPOUTS = {"model_dropout": 0.2, "model_attention_dropout": 0.1}
 Build = Callable[..., Any]
@@ -160,26 +155,6 @@ def test_checkpoints_note_what_bits_depend_on(
 def test_older_checkpoints_note_less() -> None:
     assert list(changes_since({})) == []
     assert list(changes_since({"kernels": environment()["kernels"]})) == []
-
-
-@pytest.mark.extended
-def test_recipes_from_before_the_keys_load(trained: dict[str, Path], tmp_path: Path) -> None:
-    run = trained["translation"]
-    again = rewound(run, 11, tmp_path / "again")
-    keys = ("activation_checkpointing", "deterministic")
-    lines = (again / "recipe.yaml").read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if not line.strip().startswith(keys)]
-    assert len(kept) == len(lines) - 2
-    (again / "recipe.yaml").write_text("\n".join(kept) + "\n", encoding="utf-8")
-    last = again / "checkpoints" / "last.ckpt"
-    checkpoint = torch.load(last, weights_only=True)
-    for key in keys:
-        del checkpoint["normtrain"]["recipe"]["train"][key]
-    for key in ("threads", "torch", "device"):
-        del checkpoint["normtrain"]["environment"][key]
-    torch.save(checkpoint, last)
-    resume(again)
-    assert_same_run(run, again)
 
 
 RUN = """

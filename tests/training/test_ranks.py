@@ -78,12 +78,7 @@ def shared(
     ("recipe", "norm"), [*(("lm", norm) for norm in NORMS), ("envi", "rmsnorm")]
 )
 def test_two_ranks_have_the_losses_of_one_process_on_the_same_batches(
-    recipe: str,
-    norm: str,
-    shared: Path,
-    tiny_language: Build,
-    tiny_recipe: Build,
-    tmp_path: Path,
+    recipe: str, norm: str, shared: Path, tiny_language: Build, tiny_recipe: Build, tmp_path: Path
 ) -> None:
     build = tiny_language if recipe == "lm" else tiny_recipe
     threads = torch.get_num_threads()

@@ -208,29 +208,6 @@ def test_one_norm_more_where_loading_is_not_strict(tmp_path: Path) -> None:
 # Filters, teachers, metrics, scripts
 
 
-def test_a_filter_that_goes_by_class() -> None:
-    class WithSetup(Task):
-        def setup(self, stage: str) -> None:
-            """Something else."""
-
-    task = WithSetup()
-    swap = NormSwap("rmsnorm", filter_fn=lambda norm, name: isinstance(norm, nn.LayerNorm))
-    fit(task, swap)
-    trainer(swap).test(task, data(), verbose=False)
-    assert kinds(task) == ["RMSNorm"]
-
-
-def test_a_module_in_training_pickles_whatever_the_filter() -> None:
-    class Pickle(pl.Callback):
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-            assert kinds(pickle.loads(pickle.dumps(pl_module))) == ["RMSNorm"]
-            self.done = True
-
-    pickler = Pickle()
-    fit(Task(), NormSwap("rmsnorm", filter_fn=lambda norm, name: True), pickler)
-    assert pickler.done
-
-
 def test_a_teacher_in_a_callback_is_not_touched(tmp_path: Path) -> None:
     class Aware(NormAware, Task):
         """Brings its norms along."""

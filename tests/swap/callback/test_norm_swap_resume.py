@@ -15,7 +15,6 @@ from pytorch_lightning.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
-from pytorch_lightning.tuner import Tuner
 from swapping import InSetup, Lazy, Task, data, fit, kinds, patched, trained, trainer
 from torch import nn
 
@@ -184,20 +183,3 @@ def test_13_averaged_runs_resume_from_plain_data(tmp_path: Path) -> None:
     fit(again, *both, Look(), max_epochs=2, ckpt_path=path)
     with pytest.raises(UserError, match=r"saved with rmsnorm.*has layernorm"):
         fit(Task(), *callbacks("layernorm:bias=false"), max_epochs=2, ckpt_path=path)
-
-
-@pytest.mark.extended
-def test_a_callback_of_the_model_and_the_tuner() -> None:
-    class Own(Task):
-        def configure_callbacks(self) -> list[Any]:
-            return [NormSwap("rmsnorm")]
-
-    task = Own()
-    fit(task)
-    assert kinds(task) == ["RMSNorm"]
-    task = Task()
-    task.lr = 1e-3
-    made = trainer(NormSwap("rmsnorm"), max_epochs=3)
-    Tuner(made).lr_find(task, data(), data(), num_training=5)
-    assert kinds(task) == ["RMSNorm"]
-    assert patched(task) == []

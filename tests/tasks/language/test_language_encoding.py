@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from language_texts import real, sentences
+from language_texts import sentences
 
 from normtrain.data import documents as documents_module
 from normtrain.data.documents import Documents, documents_of
-from normtrain.data.tokenizers.build import cached_text_tokenizer, train_text_tokenizer
+from normtrain.data.tokenizers.build import train_text_tokenizer
 from normtrain.data.tokenizers.protocol import TextTokenizer
 from normtrain.tasks.language import encoding
-from normtrain.tasks.language.corpora import load_text
 from normtrain.tasks.language.encoding import EncodedText, encode_text
 
 TEXTS = [sentences(40, 1), "no line end", sentences(9, 2), ""]
@@ -162,22 +161,3 @@ def test_the_array_is_mapped_and_a_worker_maps_it_again(tmp_path: Path) -> None:
 
 
 # As the field counts: WikiText-2 (Merity et al. 2017), the Penn Treebank (Mikolov et al. 2010).
-
-
-@pytest.mark.parametrize(
-    ("name", "types", "tokens"),
-    [
-        ("wikitext2", 33_278, (2_088_628, 217_646, 245_569)),
-        ("ptb", 10_000, (929_589, 73_760, 82_430)),
-    ],
-)
-def test_words_are_counted_as_published(
-    name: str, types: int, tokens: tuple[int, ...], tmp_path: Path
-) -> None:
-    corpus = load_text(str(real(name)))
-    tokenizer = cached_text_tokenizer(corpus.splits["train"], "word", None, tmp_path)
-    assert tokenizer.vocab_size == types
-    for (split, documents), count in zip(corpus.splits.items(), tokens, strict=True):
-        encoded = encode_text(documents, tokenizer, cache_dir=tmp_path)
-        assert len(encoded) == count, split
-        assert encoded.counts.words + encoded.counts.lines == count

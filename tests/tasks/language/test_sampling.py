@@ -94,13 +94,6 @@ def test_filtered_logits_are_those_of_brute_force(
         torch.testing.assert_close(each, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("p", "count"), [(0.5, 1), (0.5001, 2), (0.75, 2), (0.7501, 3), (1.0, 4)])
-def test_the_nucleus_ends_where_it_reaches_p(p: float, count: int) -> None:
-    logits = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log()
-    kept = filter_logits(logits, 1.0, None, p).isfinite()
-    assert kept.nonzero().flatten().tolist() == sorted([1, 3, 0, 2][:count])
-
-
 def test_a_filter_keeps_its_dtype_and_survives_extremes() -> None:
     logits = torch.tensor([3.0, -torch.inf, 1e30, 1e30, -1e30])
     assert filter_logits(logits.bfloat16(), 1.0, 2, None).dtype == torch.float32

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -84,17 +82,6 @@ def test_few_positions_are_padding() -> None:
     shares = TokenBatches(source, target, 4096).efficiency()
     assert shares[0] >= 0.88
     assert shares[1] >= 0.95
-
-
-@pytest.mark.extended
-def test_planning_a_large_corpus_takes_a_fraction_of_a_second() -> None:
-    batches = TokenBatches(*lengths(133_317), 4096)
-    spent = []
-    for epoch in range(3):
-        start = time.perf_counter()
-        batches.plan(epoch)
-        spent.append(time.perf_counter() - start)
-    assert min(spent) < 0.5
 
 
 @pytest.mark.parametrize(("pairs", "max_tokens", "words"), [(3, 0, "max_tokens"), (0, 9, "no sen")])
