@@ -15,7 +15,7 @@ Common to all kernels:
 - Arithmetic is float32, rounded once to the dtype of the result. Sums over rows have a fixed order:
   the same call gives bitwise identical results with any number of threads or programs.
 - No result is NaN or Inf if the input is finite and the dtype can hold the exact result
-  (``tests/kernels/test_range.py``). A row whose statistic would overflow float32 is first
+  (``tests/norms/test_edges.py``). A row whose statistic would overflow float32 is first
   multiplied by 2^30 over its largest magnitude (`normtrain.kernels.formulas.within_range`; ``rms``
   takes the first `count` features), and dx is multiplied by the same factor; eps is not scaled.
 - A row far from zero keeps its precision and a constant row gives zeros: the mean is computed of

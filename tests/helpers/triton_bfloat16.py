@@ -4,7 +4,7 @@ Triton 3.7's interpreter truncates, and loses subnormal numbers both ways. Impor
 corrects it for the process; to run other tests on the interpreted kernels:
 
     TRITON_INTERPRET=1 NORMTRAIN_KERNELS=triton PYTHONPATH=tests/helpers \\
-        python -m pytest -p triton_bfloat16 tests/kernels/test_range.py
+        python -m pytest -p triton_bfloat16 tests/kernels/test_table.py
 """
 
 from __future__ import annotations

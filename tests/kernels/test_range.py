@@ -1,4 +1,4 @@
-"""No NaN or Inf: input vectors of every size, dtype and code path, against float64."""
+"""No NaN or Inf at the edges that the table of rows in norms/test_edges.py does not reach."""
 
 from __future__ import annotations
 
@@ -39,21 +39,16 @@ def ordinary() -> Tensor:
     return torch.randn(5, DIM) * 2 + 0.3
 
 
-def huge(dtype: torch.dtype) -> Tensor:
+def huge() -> Tensor:
     """Rows whose squares, and for some whose sums, overflow float32."""
-    if dtype == torch.float16:
-        return torch.stack([6e4 * ALTERNATING, 6e4 * FIRST, 2e4 * torch.randn(DIM).clamp(-3, 3)])
     rows = [3e38 * ALTERNATING, 3e38 * FIRST, 1e38 * torch.randn(DIM).clamp(-3, 3)]
-    rows += [scale * torch.randn(DIM) for scale in (1e30, 3e19, 1e10, 2e9)]
-    return torch.stack(rows)
+    return torch.stack(rows + [scale * torch.randn(DIM) for scale in (1e30, 3e19, 1e10, 2e9)])
 
 
-def tiny(dtype: torch.dtype) -> Tensor:
-    if dtype == torch.float16:
-        return torch.stack([torch.zeros(DIM), 6e-8 * ALTERNATING, 1e-6 * torch.randn(DIM)])
+def tiny() -> Tensor:
     rows = [torch.zeros(DIM), 1e-40 * ALTERNATING, 1e-40 * FIRST]
-    rows += [scale * torch.randn(DIM) for scale in (1e-37, 1e-30, 1e-22, 1e-19, 1e-14, 1e-12)]
-    return torch.stack(rows)
+    scales = (1e-37, 1e-30, 1e-22, 1e-19, 1e-14, 1e-12)
+    return torch.stack(rows + [scale * torch.randn(DIM) for scale in scales])
 
 
 def eager(norm: nn.Module, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,7 +75,7 @@ PATHS: dict[str, Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]] =
 }
 
 
-def pair(spec: str, dtype: torch.dtype, **options: float) -> tuple[nn.Module, nn.Module]:
+def pair(spec: str, **options: float) -> tuple[nn.Module, nn.Module]:
     """A norm with float32 parameters, and the same in float64."""
     norm = build_norm(spec, DIM, **options)
     for parameter in norm.parameters():
@@ -90,67 +85,23 @@ def pair(spec: str, dtype: torch.dtype, **options: float) -> tuple[nn.Module, nn
     return norm, oracle
 
 
-def assert_near(
-    actual: Tensor, expected: Tensor, dtype: torch.dtype, least: float | None = None
-) -> None:
-    """Compare rows relative to the largest entry, or to `least`, the smallest step of the dtype."""
+def assert_near(actual: Tensor, expected: Tensor) -> None:
+    """Compare rows relative to the largest entry, or to the smallest step of float32."""
     assert actual.isfinite().all(), actual
-    info = torch.finfo(dtype)
-    near = max(2 * info.eps, 3e-5) * expected.abs().amax(-1, keepdim=True)
-    least = 2 * info.smallest_normal * info.eps if least is None else least
-    off = (actual.double() - expected).abs() - near - least
-    assert (off <= 0).all(), (actual, expected)
+    info = torch.finfo(torch.float32)
+    near = 3e-5 * expected.abs().amax(-1, keepdim=True) + 2 * info.smallest_normal * info.eps
+    assert ((actual.double() - expected).abs() <= near).all(), (actual, expected)
 
 
-def check(
-    spec: str, x: Tensor, path: str, upstream: float = 1.0, **options: float
-) -> tuple[Tensor, Tensor]:
-    dtype = x.dtype
-    norm, oracle = pair(spec, dtype, **options)
-    gradient = (torch.randn(x.shape) * upstream).to(dtype)
-    y, dx = PATHS[path](norm, x, gradient)
-    wanted, dwanted = eager(oracle, x.double(), gradient.double())
-    assert y.dtype == dx.dtype == dtype
-    assert_near(y, wanted, dtype)
-    # such a small gradient underflows earlier
-    assert_near(dx, dwanted, dtype, least=None if upstream >= 1e-3 else 1e-37)
-    for got, want in zip(norm.parameters(), oracle.parameters(), strict=True):
-        assert got.grad is not None
-        assert want.grad is not None
-        scale = (wanted.abs().amax() + 1) * gradient.double().abs().sum()
-        # PyTorch's kernel sums half-precision rows in their dtype
-        near = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-        torch.testing.assert_close(got.grad / scale, want.grad / scale, rtol=0, atol=near,
-                                   check_dtype=False)  # fmt: skip
-    return y, dx
-
-
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EXTENDED = pytest.mark.extended
-BY_PATH = pytest.mark.parametrize("path", ["eager", pytest.param("transformed", marks=EXTENDED)])
-BY_DTYPE = pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, *(pytest.param(dtype, marks=EXTENDED) for dtype in DTYPES[1:])],
-    ids=str,
-)
-
-
-@BY_PATH
-@BY_DTYPE
-@pytest.mark.parametrize("spec", SPECS)
-def test_huge_and_tiny_rows(spec: str, dtype: torch.dtype, path: str) -> None:
-    check(spec, huge(dtype).to(dtype), path)
-    check(spec, torch.cat([ordinary(), huge(dtype)]).to(dtype), path)
-    small = 1e-3 if dtype == torch.float16 else 1.0
-    check(spec, torch.cat([ordinary(), tiny(dtype)]).to(dtype), path, upstream=small)
 
 
 @EXTENDED
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("spec", WITH_EPS)
 def test_eps_below_the_range_of_float32(spec: str, path: str) -> None:
-    norm, _ = pair(spec, torch.float32, eps=1e-60)
-    x = torch.cat([ordinary(), huge(torch.float32), tiny(torch.float32)])
+    norm, _ = pair(spec, eps=1e-60)
+    x = torch.cat([ordinary(), huge(), tiny()])
     y, dx = PATHS[path](norm, x, torch.randn_like(x))
     assert y.isfinite().all()
     assert dx.isfinite().all()
@@ -163,38 +114,17 @@ def test_features_outside_the_statistic_of_prmsnorm(path: str) -> None:
     rows = [torch.cat([scale * small, 3e38 * torch.tensor([1.0, -1, 1, -0.7])]) for scale in
             (10.0, 300.0, 1e6, 1e10, 1e18, 1e25, 1e37)]  # fmt: skip
     rows.append(torch.cat([1e3 * small, 3e38 * torch.tensor([1.0, 1.0, 1.0, 1.0])]))
-    norm, oracle = pair("prmsnorm:p=0.5", torch.float32)
+    norm, oracle = pair("prmsnorm:p=0.5")
     for row in rows:
         x, gradient = row[None], torch.randn(1, DIM)
         y, dx = PATHS[path](norm, x, gradient)
         wanted, dwanted = eager(oracle, x.double(), gradient.double())
         for part in (slice(0, 4), slice(4, 8)):
-            assert_near(y[:, part], wanted[:, part], torch.float32)
-            assert_near(dx[:, part], dwanted[:, part], torch.float32)
+            assert_near(y[:, part], wanted[:, part])
+            assert_near(dx[:, part], dwanted[:, part])
         assert all(p.grad is not None and p.grad.isfinite().all() for p in norm.parameters())
         norm.zero_grad()
         oracle.zero_grad()
-
-
-@EXTENDED
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("spec", SPECS)
-def test_huge_rows_do_not_affect_others(spec: str, dtype: torch.dtype) -> None:
-    norm, _ = pair(spec, dtype)
-    x, upstream = ordinary().to(dtype), torch.randn(5, DIM).to(dtype)
-    alone = eager(norm, x, upstream)
-    more = huge(dtype).to(dtype)
-    together = eager(norm, torch.cat([x, more]), torch.cat([upstream, torch.ones_like(more)]))
-    for one, other in zip(alone, together, strict=True):
-        near = 16 * torch.finfo(dtype).eps * one.abs().amax(-1, keepdim=True)
-        assert ((other[:5] - one).abs() <= near).all()
-    # the formula: bitwise identical
-    for one, other in zip(
-        transformed(norm, x, upstream),
-        transformed(norm, torch.cat([x, more]), torch.cat([upstream, torch.ones_like(more)])),
-        strict=True,
-    ):
-        assert torch.equal(other[:5], one)
 
 
 def test_the_factor_of_a_row() -> None:
