@@ -1,7 +1,5 @@
 """Shared by all tests: a cache of their own, a tiny corpus, a recipe that trains in a second."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

@@ -1,7 +1,5 @@
 """The documentation names only what exists: links, commands, flags, keys, modules, files."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re
@@ -143,7 +141,6 @@ def test_the_reference_names_modules_that_exist() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     """Read as text: mkdocs alone knows the tags of its file."""
     nav = re.search(r"^nav:\n(.*)", text_of(ROOT / "mkdocs.yml"), re.MULTILINE | re.DOTALL)
-    assert nav is not None
     named = set(re.findall(r"[\w/-]+\.md", nav[1]))
     assert named == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
 

@@ -1,7 +1,5 @@
 """Errors of user code, described in one line."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

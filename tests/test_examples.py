@@ -1,7 +1,5 @@
 """The scripts in examples/ run from start to end on little data."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys

@@ -1,7 +1,5 @@
 """The library wing stands by itself: what it imports, and the order of the packages."""
 
-from __future__ import annotations
-
 import ast
 import collections
 import subprocess

@@ -1,7 +1,5 @@
 """Packaging: light imports, one version everywhere, shipped recipes."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -66,7 +64,6 @@ def test_the_version_is_the_same_everywhere() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"\nversion: {normtrain.__version__}\n" in citation
     latest = re.search(r"^## (\S+)", changelog, re.MULTILINE)
-    assert latest is not None
     assert latest[1] == normtrain.__version__
 
 

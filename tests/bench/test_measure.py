@@ -1,7 +1,5 @@
 """The benchmark of norms: what it measures, prints and rejects; not how fast anything is."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Runs one bad input through the real command line and says which promises it broke."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

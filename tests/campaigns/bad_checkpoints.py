@@ -1,7 +1,5 @@
 """Checkpoints that are damaged, edited, of version 1 of the format, or written to run code."""
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Good checkpoints, and commands with options that make no sense."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

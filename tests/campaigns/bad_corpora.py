@@ -1,7 +1,5 @@
 """Corpora that something happened to, for a run of one step and for ``evaluate``."""
 
-from __future__ import annotations
-
 import gzip
 import os
 import shutil

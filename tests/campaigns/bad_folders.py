@@ -1,7 +1,5 @@
 """Folders of pretrained models that were damaged or edited, for ``import`` and ``--init-from``."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

@@ -1,7 +1,5 @@
 """``fit`` with options and overrides that no recipe can take."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import junk

@@ -1,7 +1,5 @@
 """Recipe files with something wrong: in their values, in their YAML, in their bytes."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -7,8 +7,6 @@ clock, some as soon as a checkpoint is being written, a validation runs, or befo
 what the folder looks like afterwards says where one hit. docs/reliability.md has what came out.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

@@ -7,8 +7,6 @@ nothing half written; nothing that a checkpoint holds is executed. What broke a 
 with what repeats it, and its folder is kept.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shlex

@@ -1,7 +1,5 @@
 """Values and texts that nobody should have to be afraid of."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Training runs as real processes: started, watched, killed, compared."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

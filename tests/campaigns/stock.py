@@ -1,7 +1,5 @@
 """Good material that bad inputs are made from: tiny corpora, runs, checkpoints and exports."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The campaign of bad inputs: a few of each kind here, thousands in the slow test."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command line: what is passed on, what is printed where, and how it ends."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

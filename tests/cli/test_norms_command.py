@@ -1,7 +1,5 @@
 """``normtrain norms list`` and ``show``, and the page of the docs that goes with them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,7 +99,6 @@ def test_every_option_of_ours_is_explained_and_its_example_is_a_spec(
             rf"^  {option} +{re.escape(option_text(default))} +\S", shown, re.MULTILINE
         )
     spec = re.search(r"--norm (\S+)", shown)
-    assert spec is not None
     assert NormSpec.parse(spec[1]).name == name
 
 

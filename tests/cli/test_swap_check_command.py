@@ -1,7 +1,5 @@
 """``normtrain swap-check``: how it finds the model, what it prints, its exit codes."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

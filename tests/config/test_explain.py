@@ -1,7 +1,5 @@
 """Every key of a recipe explains itself."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

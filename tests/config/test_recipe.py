@@ -1,7 +1,5 @@
 """The recipe: loading, changing, refusing, writing. Messages are part of what is tested."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

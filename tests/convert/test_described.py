@@ -1,7 +1,5 @@
 """Exact conversions of somebody else's model, whose streams the caller describes."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

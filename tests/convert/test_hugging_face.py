@@ -1,7 +1,5 @@
 """Exact conversions of Hugging Face's Pre-LN models, built small and random: no download."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exact conversions of this package's models: encoder-decoder and decoder-only."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

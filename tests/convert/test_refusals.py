@@ -1,7 +1,5 @@
 """Models that only look convertible, and descriptions that leave something out."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """The cache: its folder, and entries built once, by whichever process comes first."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import subprocess

@@ -1,7 +1,5 @@
 """Failures of the Hugging Face Hub: every one says what to do, for both tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The stream of batches: epochs in order, nothing lost at a resume, sliced by rank."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

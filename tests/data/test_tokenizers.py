@@ -1,7 +1,5 @@
 """Tokenizers of running text: round trips, the field's conventions, tokenizers of model folders."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

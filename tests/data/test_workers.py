@@ -1,7 +1,5 @@
 """Processes that prepare batches, and signals."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

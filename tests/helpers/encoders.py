@@ -1,7 +1,5 @@
 """torch's encoders with other norms in them, and the comparison of evaluation with training."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """Tiny models to write and read in Hugging Face's formats, and their logits."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

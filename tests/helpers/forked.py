@@ -6,8 +6,6 @@ last for processes started as SLURM starts them. The server reads a list of jobs
 and prints the exit codes, a list per job.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -36,8 +34,6 @@ def _server() -> subprocess.Popen[str]:
 def on_ranks(jobs: list[dict[str, Any]]) -> list[list[int]]:
     """Run jobs one after the other and return the exit codes of each one's ranks."""
     server = _server()
-    assert server.stdin is not None
-    assert server.stdout is not None
     print(json.dumps(jobs), file=server.stdin, flush=True)
     return json.loads(server.stdout.readline())
 

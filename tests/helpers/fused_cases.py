@@ -1,7 +1,5 @@
 """Cases for the fused kernels: a norm of the table, its parameters, and inputs of all sizes."""
 
-from __future__ import annotations
-
 import math
 import os
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Run as a script by torchrun, it goes through the cells of several ranks and writes what each saw.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -1,7 +1,5 @@
 """Shared by the language-modelling tests: small texts, and where real corpora may be."""
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Iterator

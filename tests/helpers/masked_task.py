@@ -1,7 +1,5 @@
 """A task outside the package: masked language modelling (Devlin et al. 2019) over running text."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, cast
 
 import torch

@@ -1,7 +1,5 @@
 """Small models to watch, and what watches them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

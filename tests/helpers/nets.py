@@ -1,7 +1,5 @@
 """Small nets whose norms are swapped, and what must not change where that is refused."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor, nn

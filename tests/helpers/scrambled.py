@@ -1,7 +1,5 @@
 """Models whose every number matters: random weights, gains far from 1, biases far from 0."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Run as a script: NormSwap where Lightning spawns processes. Prints a JSON object."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """A small task for NormSwap, in each way of building it, and a quiet Trainer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

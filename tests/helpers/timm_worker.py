@@ -4,8 +4,6 @@ torchvision, which timm imports for its data transforms, has no build for every 
 missing, empty classes stand in for it here. No model uses them.
 """
 
-from __future__ import annotations
-
 import copy
 import importlib.util
 import json

@@ -1,7 +1,5 @@
 """Models small enough to build in every test, and batches for them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -7,8 +7,6 @@ corrects it for the process; to run other tests on the interpreted kernels:
         python -m pytest -p triton_bfloat16 tests/kernels/test_table.py
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The norms and options that the tests of every norm run over, and small helpers."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

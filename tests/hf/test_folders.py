@@ -1,7 +1,5 @@
 """Round trips of folders, and errors for what cannot be written or read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare logits with `transformers`, of models written for it and models that it saved."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

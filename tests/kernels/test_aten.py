@@ -1,7 +1,5 @@
 """The hand-derived backwards against autograd, and when they run."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest
@@ -43,7 +41,6 @@ def test_rms_backward(
     leaves = _leaves((2, 4, 9), weight, bias)
     upstream = torch.randn(2, 4, 9, dtype=torch.float64)
     x, gain, offset = leaves
-    assert x is not None
     stats = aten.rms_statistic(x, 1e-3, first)
     fast = aten.RMSNormFunction.apply(x, gain, offset, *stats, 1e-3, first)
     plain = formulas.rms_norm(x, gain, offset, 1e-3, first)

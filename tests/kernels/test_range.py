@@ -1,7 +1,5 @@
 """No NaN or Inf at the edges that the table of rows in norms/test_edges.py does not reach."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest
@@ -55,7 +53,6 @@ def eager(norm: nn.Module, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]
     x = x.detach().clone().requires_grad_()
     y = norm(x)
     y.backward(upstream)
-    assert x.grad is not None
     return y.detach(), x.grad
 
 
@@ -178,5 +175,4 @@ def test_small_eps_has_finite_gradients_at_constant_rows(name: str, eps: float) 
     norm = build_norm(name, 4, eps=eps)
     x = torch.tensor([[0.5] * 4, [0.0] * 4], requires_grad=True)
     norm(x).backward(torch.randn(2, 4))
-    assert x.grad is not None
     assert x.grad.isfinite().all()

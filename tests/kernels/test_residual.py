@@ -1,7 +1,5 @@
 """Residual add, dropout and norm in one call, by the fused kernels and one after the other."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor
@@ -51,7 +49,6 @@ def test_dropout_drops_the_same_in_the_backward_and_follows_the_seed(backend: st
         torch.manual_seed(3)
         again = kernels.add_norm("rms_norm", x, residual, None, None, 1e-5, p=0.25)[1]
         other = kernels.add_norm("rms_norm", x, residual, None, None, 1e-5, p=0.25)[1]
-    assert x.grad is not None
     torch.testing.assert_close(x.grad, total.detach())
     assert total.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert (total == 0).float().mean().item() == pytest.approx(0.25, abs=0.05)

@@ -3,8 +3,6 @@
 Without a GPU, ``test_triton.py`` runs this file in Triton's interpreter, in a process of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

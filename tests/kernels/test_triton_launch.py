@@ -7,8 +7,6 @@ The interpreter has to be chosen before Triton is imported, so ``test_triton.py`
 a process of its own if there is no GPU.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 

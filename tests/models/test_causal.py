@@ -1,7 +1,5 @@
 """The decoder-only model: independent references, causality, ties, sizes, start, every norm."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Width of the stream, bias of the logits, norms of embeddings, and all of it while decoding."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Activation checkpointing: the same bits, less kept for the backward pass, nothing done twice."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

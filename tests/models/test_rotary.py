@@ -1,7 +1,5 @@
 """Rotary positions: the complex-number formula, relative positions, and what dtypes do to them."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The encoder-decoder: shapes, masks, placements, cache, ties, and an independent reference."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -226,5 +224,4 @@ def test_padding_vector_stays_zero_through_training() -> None:
     source, target = batch()
     model(source, target).sum().backward()
     grad = model.source_embedding.weight.grad
-    assert grad is not None
     assert torch.equal(grad[0], torch.zeros_like(grad[0]))

@@ -3,8 +3,6 @@
 Both models are trained side by side in float64 from the same weights with the same dropout masks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """NormMonitor: the right steps, numbers and warnings, and training as it is without."""
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings

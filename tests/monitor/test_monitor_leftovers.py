@@ -1,7 +1,5 @@
 """NormMonitor leaves nothing behind, resumes, and works on rank 0 alone."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

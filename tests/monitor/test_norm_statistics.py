@@ -1,7 +1,5 @@
 """What is told of a norm: the numbers by their definitions, and which modules are norms."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Swapping BatchNorms for their L1, L-infinity and top-k kin keeps all that can be kept."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Batch norms over two processes (gloo) give what one process gives on the whole batch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Weight decay before a batch norm is a learning rate: runs without it that follow runs with it."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from typing import Any

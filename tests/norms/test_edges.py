@@ -5,8 +5,6 @@ dtype can represent. The exact result is the same module's in float64, in which 
 near an edge. Tolerances are the rounding errors of float32 statistics, with room to spare.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Every norm against its formula, written here once more in float64 and differently."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -191,15 +189,12 @@ def test_low_precision(spec: str, own: bool, dtype: torch.dtype) -> None:
     y.backward(gradient)
 
     assert y.dtype == dtype
-    assert x.grad is not None
     assert x.grad.dtype == dtype
     near = max(torch.finfo(dtype).eps, 2e-5)
     torch.testing.assert_close(y.double(), expected, rtol=near, atol=near)
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=2 * near, atol=2 * near)
     for name, parameter in norm.named_parameters():
         have, want = parameter.grad, leaves[name].grad
-        assert have is not None
-        assert want is not None
         assert have.dtype == parameter.dtype
         # the kernels add up 64 rows, partly in the input's dtype
         coarse = 8 * near * max(1.0, want.abs().max().item())

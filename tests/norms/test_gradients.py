@@ -1,7 +1,5 @@
 """The gradients of every norm: the theorem on what the statistics do to them, and their orders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -4,8 +4,6 @@ Rows of the table are normalizers of a = W x, for a data set x of one case a row
 done to W or x. The first five rows are Table 1 of Zhang and Sennrich 2019 (arXiv:1910.07467).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

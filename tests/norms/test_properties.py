@@ -1,7 +1,5 @@
 """Identities between the norms that the papers state, and what every norm class is."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings

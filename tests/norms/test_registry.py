@@ -1,7 +1,5 @@
 """Names, spec strings, options, and norms of third parties."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import pickle
 import warnings

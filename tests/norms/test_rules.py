@@ -1,7 +1,5 @@
 """Which norm sits where."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Norms of distributed tensors (two processes, gloo) give what one process gives on the whole."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

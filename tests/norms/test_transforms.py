@@ -1,7 +1,5 @@
 """What a norm must survive: precisions, copies, compilers, function transforms and the like."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle
@@ -299,6 +297,5 @@ def test_fake_tensors(spec: str) -> None:
         y = norm(x)
         y.sum().backward()
         assert (y.shape, y.dtype) == (x.shape, torch.bfloat16)
-        assert x.grad is not None
         assert x.grad.shape == x.shape
         assert all(p.grad is not None and p.grad.shape == p.shape for p in norm.parameters())

@@ -1,7 +1,5 @@
 """torch's encoder layers compute in evaluation what they compute in training, whatever the norm."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 

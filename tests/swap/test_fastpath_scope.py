@@ -1,7 +1,5 @@
 """Which encoder layers lose their fast path, what that survives, and a torch without it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from typing import Any

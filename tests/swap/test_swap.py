@@ -1,7 +1,5 @@
 """Swapping norms in place: what is found, what is carried over, what is reported."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import pickle

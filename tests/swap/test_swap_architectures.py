@@ -1,7 +1,5 @@
 """Real architectures of torch and transformers, small and random, before and after a swap."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any

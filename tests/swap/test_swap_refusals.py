@@ -1,7 +1,5 @@
 """Norms that are shared, held elsewhere or can't be replaced, and code that reads them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """timm's models, whose LayerNorm and LayerNorm2d are replaced without changing a bit."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

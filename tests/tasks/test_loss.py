@@ -1,7 +1,5 @@
 """Losses against formulas written out in float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

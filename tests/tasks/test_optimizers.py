@@ -1,7 +1,5 @@
 """The optimizers and schedules: which parameters they treat how, rates, state, clipping."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable

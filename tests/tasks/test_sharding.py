@@ -1,7 +1,5 @@
 """A model sharded over two ranks: gathered again, and its gradients reduced once a step."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Callable

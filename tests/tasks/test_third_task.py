@@ -1,7 +1,5 @@
 """A task of another package fits, resumes, evaluates and is compared by the real commands."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

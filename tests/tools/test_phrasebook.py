@@ -1,7 +1,5 @@
 """The phrasebook's grammar: the shipped text, correct sentences, and splits by combinations."""
 
-from __future__ import annotations
-
 import lzma
 import re
 import unicodedata

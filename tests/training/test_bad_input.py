@@ -1,7 +1,5 @@
 """Wrong input through the command line: the message, and what is left on disk."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shutil

@@ -1,7 +1,5 @@
 """Unusable folders and full disks: the message, and what is left on disk."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

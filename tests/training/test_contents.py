@@ -1,7 +1,5 @@
 """Checkpoints that are not what they should be: told by the part, before anything is touched."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import shutil

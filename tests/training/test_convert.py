@@ -1,7 +1,5 @@
 """``normtrain convert``: from a trained checkpoint to one with other norms and equal outputs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """``train.deterministic`` and ``train.activation_checkpointing``, and what checkpoints note."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

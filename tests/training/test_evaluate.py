@@ -1,7 +1,5 @@
 """What is made from a run: scores, translations, averages, exports; and the files of a run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

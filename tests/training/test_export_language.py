@@ -1,7 +1,5 @@
 """From a run to a folder of `transformers` and back into a run, by function and by command."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

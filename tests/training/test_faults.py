@@ -1,7 +1,5 @@
 """Damaged checkpoints, ranks that die or hang, full disks: the message, and resuming."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

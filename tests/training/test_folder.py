@@ -1,7 +1,5 @@
 """Run folders: their names, one owner, and which one ``--resume auto`` means."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading

@@ -1,7 +1,5 @@
 """The language task from recipe to text: training, exact resume, perplexity, generation."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

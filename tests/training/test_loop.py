@@ -1,7 +1,5 @@
 """The training loop: what stops it, and what it logs."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

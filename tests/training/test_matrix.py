@@ -1,7 +1,5 @@
 """Norms × shipped recipes: each pair trains, resumes bit-exactly, and is evaluated."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Several ranks give what one process gives on the same batches, and resume on more or fewer."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

@@ -1,7 +1,5 @@
 """A resumed run is bitwise identical to an uninterrupted one: losses, scores, weights."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Models that no machine can hold are told before anything is written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

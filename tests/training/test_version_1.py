@@ -5,8 +5,6 @@
 scores of both.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

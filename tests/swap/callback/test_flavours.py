@@ -1,7 +1,5 @@
 """One callback class for every flavour of Lightning that is installed."""
 
-from __future__ import annotations
-
 import pickle
 import subprocess
 import sys

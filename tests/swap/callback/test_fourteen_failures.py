@@ -3,8 +3,6 @@
 The numbers are those of docs/existing-project.md; 5, 6 and 13 are in test_norm_swap_resume.py.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """One table: when each norm is swapped and what then computes, for every stage and strategy."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import os

@@ -1,7 +1,5 @@
 """Checkpoints load with the norms that they were trained with, without the callback."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """NormSwap in projects that are not plain: hooks, other Trainers, teachers, metrics, the CLI."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import sys

@@ -1,7 +1,5 @@
 """NormSwap and checkpoints: what they say, resuming, and other norms refused; other callbacks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`check_swap`: sound models pass, faults of the swap fail, faults of the original do not."""
 
-from __future__ import annotations
-
 import copy
 import json
 import threading

@@ -1,7 +1,5 @@
 """Text corpora: every source, kept exactly as it is; every kind of bad file in one clear line."""
 
-from __future__ import annotations
-
 import gzip
 import platform
 from pathlib import Path

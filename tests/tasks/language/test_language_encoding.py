@@ -1,7 +1,5 @@
 """Encoded text: one array, counts, a stream to disk, nothing half-written."""
 
-from __future__ import annotations
-
 import pickle
 import tracemalloc
 from collections.abc import Iterator

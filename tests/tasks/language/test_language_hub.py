@@ -1,7 +1,5 @@
 """Text from the Hub: small tables in its format."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

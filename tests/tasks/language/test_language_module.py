@@ -1,7 +1,5 @@
 """The data module of language modelling, from text to batches."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Windows: a pure function of (seed, epoch), nothing twice, every token scored once."""
 
-from __future__ import annotations
-
 import pickle
 import time
 import tracemalloc

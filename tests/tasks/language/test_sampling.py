@@ -1,7 +1,5 @@
 """Sampling: kept tokens by brute force, draws against the softmax, windows, seeds, modes."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

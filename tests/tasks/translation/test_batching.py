@@ -1,7 +1,5 @@
 """Batches of pairs: every pair once, within the budget, a pure function of (seed, epoch)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

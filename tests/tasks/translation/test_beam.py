@@ -1,7 +1,5 @@
 """Beam search against an exhaustive search and a plain one, on toy models without a cache."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from dataclasses import dataclass, field
@@ -204,7 +202,6 @@ def test_stops_early_and_drops_finished_sentences() -> None:
     sources = [[3] * n + [EOS] for n in (1, 2, 9, 3)]
     found = beam_search(model, batch(sources), beam=2, length_penalty=0.6, max_length=100)
     state = model.state
-    assert state is not None
     assert state.steps < 20
     assert state.sizes[0] == 8
     assert state.sizes[-1] == 2

@@ -1,7 +1,5 @@
 """Parallel corpora: folders with every kind of bad file, and the Hub's format in local files."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Mapping

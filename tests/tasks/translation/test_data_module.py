@@ -1,7 +1,5 @@
 """The data module, from a folder to batches, under a real Trainer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Encodings of pairs: the filter, the cache, the memory map."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any pair of languages: German to French on made-up text, from files to a model card."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

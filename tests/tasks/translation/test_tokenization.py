@@ -1,7 +1,5 @@
 """The joint tokenizer is lossless, and text is never encoded as a special id; cleaning of text."""
 
-from __future__ import annotations
-
 import unicodedata
 
 import pytest

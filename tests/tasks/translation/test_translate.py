@@ -1,7 +1,5 @@
 """Translating text: order, line counts, blank and long lines, batches, streams, model modes."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The training step reads the model's own output matrix and bias, and a run with them works."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

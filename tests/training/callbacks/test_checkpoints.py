@@ -1,7 +1,5 @@
 """Checkpoint files: whole or absent, the right ones kept, ``best`` what validated best."""
 
-from __future__ import annotations
-
 import errno
 import math
 import os

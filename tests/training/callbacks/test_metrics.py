@@ -1,7 +1,5 @@
 """``metrics.csv``: floats come back, kills leave no half rows, foreign files are told apart."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import SimpleNamespace

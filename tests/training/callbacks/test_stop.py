@@ -1,7 +1,5 @@
 """Being asked to stop: by which signals, how often, and how often processes ask one another."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path
