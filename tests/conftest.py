@@ -1,7 +1,6 @@
 """Shared by all tests: a cache of their own, a tiny corpus, a recipe that trains in a second."""
 
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from tools.campaigns.tiny import TINY_TEXT, tiny_settings, write_corpus, write_text
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores: threads of torch, here and in the processes that tests start, would
@@ -50,11 +51,6 @@ def default_kernels() -> Any:
         yield
 
 
-# Short words: the tiny tokenizer makes one token of each, so no pair is too long to be used.
-ENGLISH = tuple("an at be by do go he if in is it me no of on to".split())  # noqa: SIM905
-VIETNAMESE = tuple("ăn bà có đi đó em gì họ ít là má na ở ta và xe".split())  # noqa: SIM905
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from normtrain.logs import show_messages
@@ -67,90 +63,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     patch.undo()
 
 
-def write_corpus(folder: Path, *, train: int = 90, valid: int = 12, test: int = 10) -> Path:
-    """A corpus folder whose target is the source word by word."""
-    rng = random.Random(5)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", train), ("valid", valid), ("test", test)):
-        rows = [
-            [rng.randrange(len(ENGLISH)) for _ in range(rng.randint(2, 9))] for _ in range(count)
-        ]
-        for suffix, words in (("en", ENGLISH), ("vi", VIETNAMESE)):
-            lines = [" ".join(words[i] for i in row) + "\n" for row in rows]
-            (folder / f"{split}.{suffix}").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, valid and test in two languages."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def write_text(folder: Path, *, train: int = 300, valid: int = 15, test: int = 12) -> Path:
-    """A folder of running text: lines of letters that mostly follow the alphabet."""
-    rng = random.Random(7)
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", train), ("valid", valid), ("test", test)):
-        lines = []
-        for _ in range(count):
-            at, words = rng.randrange(26), []
-            for _ in range(rng.randint(4, 12)):
-                words.append("".join(chr(97 + (at + i) % 26) for i in range(rng.randint(1, 3))))
-                at = (at + 3) % 26
-            lines.append(" ".join(words) + "\n")
-        (folder / f"{split}.txt").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train, valid and test text."""
     return write_text(tmp_path_factory.mktemp("text"))
-
-
-TINY = {
-    "data.max_tokens": 60,
-    "data.max_length": 30,
-    "data.vocab_size": 420,
-    "model.d_model": 16,
-    "model.heads": 2,
-    "model.encoder_layers": 1,
-    "model.decoder_layers": 1,
-    "model.d_ff": 24,
-    "optim.warmup_steps": 2,
-    "train.max_steps": 12,
-    "train.val_every": 5,
-    "train.checkpoint_every": 1,
-    "train.keep": 100,
-    "train.log_every": 1,
-    "train.precision": "'32'",
-    "train.samples": 1,
-    "decode.beam": 2,
-    "decode.max_length": 12,
-}
-
-
-# The same of the language task; keys that both have are there already.
-TINY_TEXT = {key: value for key, value in TINY.items() if key.startswith(("optim.", "train."))} | {
-    "data.tokenizer": "byte",
-    "data.vocab_size": "null",
-    "data.window": 16,
-    "data.max_tokens": 64,
-    "model.d_model": 16,
-    "model.heads": 2,
-    "model.layers": 1,
-    "model.d_ff": 24,
-    "model.max_positions": 64,
-    "decode.max_length": 12,
-}
-del TINY_TEXT["train.samples"]
-
-
-def tiny_settings(tiny: dict[str, Any] | None = None, **changes: Any) -> list[str]:
-    """``key=value`` settings of a run that takes about a second; ``data_workers=2`` changes one."""
-    values = (tiny or TINY) | {key.replace("_", ".", 1): value for key, value in changes.items()}
-    return [f"{key}={value}" for key, value in values.items()]
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Programs that make data which the package ships; not part of the installed package."""
+"""Programs run by hand: what makes the data shipped, what attacks the tool; not installed."""

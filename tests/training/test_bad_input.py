@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
-from conftest import assert_misuse, assert_nothing_left, fit_words, tiny_settings
+from conftest import assert_misuse, assert_nothing_left, fit_words
+
+from tools.campaigns.tiny import tiny_settings
 
 Command = Callable[..., Result]
 

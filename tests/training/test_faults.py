@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from campaigns import faults
-from campaigns.running import compared, rows, running, steps, wait_for_step
 from click.testing import Result
-from conftest import assert_misuse, tiny_settings
+from conftest import assert_misuse
 
 from normtrain.errors import DamagedFile, RunError, UserError
 from normtrain.training import read_checkpoint, resume
 from normtrain.training.damage import ResumeFrom
 from normtrain.training.ranks_lost import unanswered
+from tools.campaigns import faults
+from tools.campaigns.running import compared, rows, running, steps, wait_for_step
+from tools.campaigns.tiny import tiny_settings
 
 Command = Callable[..., Result]
 TWO = ("--devices", "2", "--strategy", "ddp")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_TEXT, assert_misuse, tiny_settings
+from conftest import assert_misuse
 from test_resume import assert_resumes, assert_same_run, rewound, rows
 
 from normtrain.errors import UserError
 from normtrain.tasks.language.data import LanguageData
 from normtrain.tasks.language.generate import pieces, until
 from normtrain.training import evaluate, fit, generate, read_checkpoint, resume
+from tools.campaigns.tiny import TINY_TEXT, tiny_settings
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "workers": {"data_workers": 2},

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, TINY_TEXT, tiny_settings
 from forked import on_ranks
 from test_resume import rows
 
@@ -26,6 +25,7 @@ from normtrain.training import (
     resume,
 )
 from normtrain.training.checkpoint import is_sharded, read_sharded
+from tools.campaigns.tiny import TINY, TINY_TEXT, tiny_settings
 
 pytestmark = pytest.mark.extended  # most tests start processes
 

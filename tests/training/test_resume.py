@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_settings
 
 from normtrain.training import fit, resume
 from normtrain.training.callbacks.metrics import read_metrics
+from tools.campaigns.tiny import tiny_settings
 
 ROOT = Path(__file__).parents[2]
 CLOCKED = ("tokens_per_second", "seconds")

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import assert_misuse, tiny_settings, write_corpus
+from conftest import assert_misuse
 
 from normtrain.tasks.translation import corpora, evaluate, metrics
 from normtrain.tasks.translation.detokenize import detokenize
+from tools.campaigns.tiny import tiny_settings, write_corpus
 
 
 @pytest.fixture

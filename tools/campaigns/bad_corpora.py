@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from arena import Case, Lay
 from hypothesis import strategies as st
-from stock import RECIPES, TASKS, Stock, quick_settings, set_words
+
+from tools.campaigns.arena import Case, Lay
+from tools.campaigns.stock import RECIPES, TASKS, Stock, quick_settings, set_words
 
 _TOKENIZERS = {"bpe": 270, "word": "null", "byte": "null", "char": "null"}
 _NAMES = {

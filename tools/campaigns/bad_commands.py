@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
-import junk
-from arena import Case
 from hypothesis import strategies as st
-from stock import TASKS, Stock
+
+from tools.campaigns import junk
+from tools.campaigns.arena import Case
+from tools.campaigns.stock import TASKS, Stock
 
 # Options that take a value, by command; what would rightly take hours is not asked for.
 _OPTIONS = {

@@ -1,6 +1,6 @@
 """A campaign of bad inputs: every command has to refuse or fail in one clear line.
 
-    python tests/campaigns/fuzz.py --examples 2000 [--only recipes,overrides] [--seed 1]
+    python -m tools.campaigns.fuzz --examples 2000 [--only recipes,overrides] [--seed 1]
 
 After every input: exit code 0, 1 or 2 and no traceback; a refusal (2) leaves nothing, a failure (1)
 nothing half written; nothing that a checkpoint holds is executed. What broke a promise is listed
@@ -18,18 +18,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import bad_checkpoints
-import bad_commands
-import bad_corpora
-import bad_folders
-import bad_overrides
-import bad_recipes
-from arena import Arena, Case, Outcome
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from stock import Stock
+
+from tools.campaigns import (
+    bad_checkpoints,
+    bad_commands,
+    bad_corpora,
+    bad_folders,
+    bad_overrides,
+    bad_recipes,
+)
+from tools.campaigns.arena import Arena, Case, Outcome
+from tools.campaigns.stock import Stock
 
 KINDS: dict[str, Callable[[Stock], st.SearchStrategy[Case]]] = {
     "recipes": bad_recipes.recipe_files,
@@ -135,7 +136,7 @@ def failures(tallies: dict[str, Tally], start: int) -> str:
             again = f"--only {kind} --seed {start} --at {number}"
             lines.append(f"{kind} {number}: {what}\n  said: {outcome.said[:400]}")
             lines.append(f"  {case.about[:1500]}\n  normtrain {shlex.join(case.words)[:600]}")
-            lines.append(f"  repeat: python tests/campaigns/fuzz.py {again}")
+            lines.append(f"  repeat: python -m tools.campaigns.fuzz {again}")
     return "\n".join(lines)
 
 

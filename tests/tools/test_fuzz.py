@@ -4,11 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from arena import Arena, Case
-from bad_checkpoints import Trap
-from bad_recipes import write
-from fuzz import KINDS, Tally, campaign, failures, share, table
-from stock import Stock
+
+from tools.campaigns.arena import Arena, Case
+from tools.campaigns.bad_checkpoints import Trap
+from tools.campaigns.bad_recipes import write
+from tools.campaigns.fuzz import KINDS, Tally, campaign, failures, share, table
+from tools.campaigns.stock import Stock
 
 QUICK = {"recipes": 20, "overrides": 20, "corpora": 6, "checkpoints": 20}
 

@@ -1,6 +1,6 @@
 """Runs killed again and again at random moments, resumed, and compared bit by bit with whole ones.
 
-    python tests/campaigns/faults.py --kills 50 --ranks 1,2 --seed 1
+    python -m tools.campaigns.faults --kills 50 --ranks 1,2 --seed 1
 
 Every run is a real process ``python cli.py fit …``. Some kills come at a moment drawn from a
 clock, some as soon as a checkpoint is being written, a validation runs, or before the first step;
@@ -22,10 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
-from campaigns.running import Process, compared, rows, running, steps  # noqa: E402
-from conftest import TINY, TINY_TEXT, tiny_settings, write_corpus, write_text  # noqa: E402
+from tools.campaigns.running import Process, compared, rows, running, steps
+from tools.campaigns.tiny import TINY, TINY_TEXT, tiny_settings, write_corpus, write_text
 
 VAL_EVERY, SAVE_EVERY = 20, 7
 SHARED = {

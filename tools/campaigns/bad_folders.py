@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import junk
 import torch
-from arena import Case
-from bad_checkpoints import Trap, damaged
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
-from stock import Stock
+
+from tools.campaigns import junk
+from tools.campaigns.arena import Case
+from tools.campaigns.bad_checkpoints import Trap, damaged
+from tools.campaigns.stock import Stock
 
 FORMS = ("native", "llama", "gpt2")
 Change = Callable[[Path], None]

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from stock import Stock
+
+from tools.campaigns.stock import Stock
 
 SECONDS = 90
 """Longer than any accepted input here needs."""

@@ -1,14 +1,11 @@
 """Good material that bad inputs are made from: tiny corpora, runs, checkpoints and exports."""
 
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script finds conftest by this
-
-from conftest import TINY, TINY_TEXT, tiny_settings, write_corpus, write_text
+from tools.campaigns.tiny import TINY, TINY_TEXT, tiny_settings, write_corpus, write_text
 
 TASKS = ("translation", "language")
 RECIPES = {"translation": "envi", "language": "lm"}

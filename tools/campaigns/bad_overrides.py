@@ -2,12 +2,13 @@
 
 from typing import Any
 
-import junk
 import yaml
-from arena import Case
-from bad_recipes import value_like
 from hypothesis import strategies as st
-from stock import RECIPES, TASKS, Stock, quick_settings, set_words
+
+from tools.campaigns import junk
+from tools.campaigns.arena import Case
+from tools.campaigns.bad_recipes import value_like
+from tools.campaigns.stock import RECIPES, TASKS, Stock, quick_settings, set_words
 
 _NAMES = ("envi", "envi-iwslt15", "lm", "lm-enwik8", "lm-gpt2", "lm-wikitext2", "lm-wikitext103")
 # What a real run may not be given: it would be right to take hours, or hundreds of processes.

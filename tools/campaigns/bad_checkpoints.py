@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import junk
 import torch
-from arena import CANARY, Case
-from bad_recipes import mutated
 from hypothesis import strategies as st
-from stock import TASKS, Stock
+
+from tools.campaigns import junk
+from tools.campaigns.arena import CANARY, Case
+from tools.campaigns.bad_recipes import mutated
+from tools.campaigns.stock import TASKS, Stock
 
 Edit = Callable[[dict[str, Any]], None]
 COMMON = ("evaluate", "convert", "export", "average", "resume")

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import junk
 import yaml
-from arena import Case, Lay
 from hypothesis import strategies as st
-from stock import TASKS, Stock
+
+from tools.campaigns import junk
+from tools.campaigns.arena import Case, Lay
+from tools.campaigns.stock import TASKS, Stock
 
 FILE = "bad.yaml"
 _SHIPPED = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))

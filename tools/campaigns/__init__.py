@@ -1,0 +1,1 @@
+"""Programs that attack normtrain: runs killed at random, and thousands of bad inputs."""
