@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises:
         UserError: ``path`` is a device, a pipe or a folder, which a rename would replace.
-        RunError: the disk is full or the folder can't be written; the temporary file is removed.
+        RunError: the disk is full or the folder cannot be written; the temporary file is removed.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path} is not a regular file; name a new file or one to replace")
@@ -43,7 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def as_utf8(text: str) -> bytes:
-    """Encode as UTF-8; lone surrogates, as in folder names that aren't UTF-8, are escaped.
+    """Encode as UTF-8; lone surrogates, as in folder names that are not UTF-8, are escaped.
 
     The escape is JSON's, so a JSON text reads back the same.
     """
@@ -62,17 +62,17 @@ def write_text(path: Path, text: str) -> None:
 def read_plain(path: Path, *, mmap: bool = False) -> Any:
     """Read a ``torch.save`` file as plain data on the CPU; nothing in it is executed.
 
-    The checksums that ``torch.save`` stores are compared, since ``torch.load`` doesn't notice
+    The checksums that ``torch.save`` stores are compared, since ``torch.load`` does not notice
     flipped bytes; for 500 MB that takes 0.7 s, the reading itself 1 s.
 
     Args:
         path: the file.
-        mmap: map tensors from the file instead of reading them; checksums aren't compared then.
+        mmap: map tensors from the file instead of reading them; checksums are not compared then.
 
     Raises:
         DamagedFile: the file is truncated, changed, or not a ``torch.save`` file.
         UserError: the file is not found, or holds more than plain data.
-        RunError: the file can't be read.
+        RunError: the file cannot be read.
     """
     import torch
 
@@ -81,7 +81,7 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} not found") from None
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror}") from error
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
     try:
         if not mmap and zipfile.is_zipfile(path):
             _compare_checksums(path)
@@ -92,9 +92,9 @@ def read_plain(path: Path, *, mmap: bool = False) -> Any:
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL " in str(error):
             kind = str(error).partition("GLOBAL ")[2].split()[0]
             detail = f"it holds objects ({kind}) that would have to be executed, which is not done"
-            raise UserError(f"can't read the checkpoint {path}: {detail}") from error
+            raise UserError(f"cannot read the checkpoint {path}: {detail}") from error
         detail = "it is truncated, damaged or not a checkpoint; use an earlier one of the run"
-        raise DamagedFile(f"can't read the checkpoint {path}: {detail}") from error
+        raise DamagedFile(f"cannot read the checkpoint {path}: {detail}") from error
 
 
 def _compare_checksums(path: Path) -> None:
@@ -112,7 +112,7 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
 
     Raises:
         UserError: ``folder`` is a file, or not empty.
-        RunError: the disk is full or the folder can't be written; nothing is left behind.
+        RunError: the disk is full or the folder cannot be written; nothing is left behind.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; export into a new folder")

@@ -64,7 +64,7 @@ def cached_entry(root: Path, name: str, build: Callable[[Path], None]) -> Path:
         The entry's folder.
 
     Raises:
-        RunError: the cache can't be written.
+        RunError: the cache cannot be written.
     """
     entry = root / name
     if _is_intact(entry):
@@ -76,7 +76,7 @@ def cached_entry(root: Path, name: str, build: Callable[[Path], None]) -> Path:
                 _build(entry, build)
     except OSError as error:
         raise RunError(
-            f"can't write the data cache {root} ({error.strerror or error}); free some space "
+            f"cannot write the data cache {root} ({error.strerror or error}); free some space "
             f"there, or set {CACHE_VARIABLE} to a writable folder"
         ) from error
     if not _is_intact(entry):

@@ -125,12 +125,12 @@ def in_pieces(
         stream: the text's bytes.
         path: the file to name in errors.
         length: how many bytes to read; None reads to the end.
-        strict: reject bytes that aren't UTF-8. Else such bytes become lone surrogates (Python's
+        strict: reject bytes that are not UTF-8. Else such bytes become lone surrogates (Python's
             ``surrogateescape``), which every byte-level tokenizer keeps.
 
     Raises:
-        UserError: the file isn't UTF-8, or is a damaged ``.gz`` file.
-        RunError: the file can't be read.
+        UserError: the file is not UTF-8, or is a damaged ``.gz`` file.
+        RunError: the file cannot be read.
     """
     held = ""
     for text in _decoded(_blocks(stream, path, length), path, strict):
@@ -148,7 +148,7 @@ def open_text(path: Path) -> BinaryIO:
     """Open a plain or ``.gz`` file for reading bytes.
 
     Raises:
-        RunError: the file can't be read.
+        RunError: the file cannot be read.
     """
     try:
         return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))

@@ -49,7 +49,7 @@ def select_splits(
 def find_commit(
     repository: str, revision: str | None, tables: Iterable[Any], *, ask: bool
 ) -> str | None:
-    """Return the commit that was read, or the revision itself where it can't be told.
+    """Return the commit that was read, or the revision itself where it cannot be told.
 
     Args:
         repository: ``owner/name``.
@@ -78,7 +78,7 @@ def download(repository: str, offline: str, **choice: str | None) -> Mapping[str
 
     Args:
         repository: ``owner/name``.
-        offline: what the user can do instead when the Hub can't be reached.
+        offline: what the user can do instead when the Hub cannot be reached.
         choice: ``revision`` and whatever else `datasets.load_dataset` takes to choose data.
 
     Returns:
@@ -86,7 +86,7 @@ def download(repository: str, offline: str, **choice: str | None) -> Mapping[str
 
     Raises:
         UserError: the dataset, revision or configuration is not found, or it needs its own code.
-        RunError: the Hub can't be reached and the dataset isn't cached.
+        RunError: the Hub cannot be reached and the dataset is not cached.
     """
     import datasets
 
@@ -111,7 +111,7 @@ def download(repository: str, offline: str, **choice: str | None) -> Mapping[str
             ) from error
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
-            f"can't get {repository} from the Hugging Face Hub ({reason}); {offline}, or download "
+            f"cannot get {repository} from the Hugging Face Hub ({reason}); {offline}, or download "
             "the dataset once where there is a network and copy the folder ~/.cache/huggingface "
             "to this machine (then HF_HUB_OFFLINE=1 skips the network)"
         ) from error

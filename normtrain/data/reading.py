@@ -66,8 +66,8 @@ def file_not_found(folder: Path, expected: str) -> UserError:
 
 
 def unreadable(path: Path, error: OSError) -> RunError:
-    """Build the error for a file that can't be read."""
-    return RunError(f"can't read {path}: {error.strerror or error}")
+    """Build the error for a file that cannot be read."""
+    return RunError(f"cannot read {path}: {error.strerror or error}")
 
 
 def bad_gzip(path: Path, error: Exception, lines: int | None) -> UserError:
@@ -77,7 +77,7 @@ def bad_gzip(path: Path, error: Exception, lines: int | None) -> UserError:
         path: the file.
         error: one of `GZIP_ERRORS`.
         lines: how many were read, to the nearest megabyte before the damage; None if the file
-            can't be opened at all.
+            cannot be opened at all.
     """
     where = f" after line {lines:,}" if lines else ""
     if isinstance(error, gzip.BadGzipFile):

@@ -54,7 +54,7 @@ class BatchStream(Sampler[Indices]):
 class StreamLoader(DataLoader[dict[str, torch.Tensor]]):
     """A loader over a `BatchStream` whose state is the number of batches the loop was given.
 
-    Batches that workers fetched ahead don't count. Lightning saves and restores the state with a
+    Batches that workers fetched ahead do not count. Lightning saves and restores the state with a
     checkpoint.
     """
 
@@ -85,7 +85,7 @@ class StreamLoader(DataLoader[dict[str, torch.Tensor]]):
         if rest:
             raise UserError(
                 f"the run stopped after {state['batches_done']} batches, which "
-                f"{self._stream.world} processes can't share evenly; resume with a number of "
+                f"{self._stream.world} processes cannot share evenly; resume with a number of "
                 "processes that divides it"
             )
         self._stream.skip = self._given = done

@@ -6,7 +6,7 @@ removed, since they split words invisibly, while zero-width joiners stay, since 
 scripts need them; HTML escapes that end in a semicolon (``&apos;`` ``&quot;`` ``&amp;`` ``&#91;``)
 are undone once.
 
-Undoing escapes in both the references and the hypotheses doesn't change a BLEU on tokenized text:
+Undoing escapes in both the references and the hypotheses does not change a BLEU on tokenized text:
 that score only asks which tokens are equal.
 """
 

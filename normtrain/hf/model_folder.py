@@ -160,7 +160,7 @@ def _section(values: Mapping[str, Any], where: str) -> CausalLMConfig:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: model.{key} can't be {first['input']!r}") from None
+        raise UserError(f"{where}: model.{key} cannot be {first['input']!r}") from None
 
 
 def _finished(

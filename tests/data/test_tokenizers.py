@@ -261,4 +261,4 @@ def test_a_folder_that_cannot_be_used_says_why(
     refused("not UTF-8")
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "tokenizer.json").mkdir()
-    refused("can't read", RunError)
+    refused("cannot read", RunError)

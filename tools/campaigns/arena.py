@@ -210,7 +210,7 @@ def _left(code: int, before: dict[str, str], after: dict[str, str], cache: Path)
 
 
 def _half_written(path: Path, code: int) -> Iterator[str]:
-    """Whether something newly written can't be read again."""
+    """Whether something newly written cannot be read again."""
     from normtrain.config.recipe import load
     from normtrain.training import read_checkpoint
 
@@ -222,4 +222,4 @@ def _half_written(path: Path, code: int) -> Iterator[str]:
         elif path.is_dir() and path.name == "checkpoints":
             load(path.parent / "recipe.yaml")
     except Exception as error:
-        yield f"exit {code} left {path}, which can't be read again: {error}"
+        yield f"exit {code} left {path}, which cannot be read again: {error}"

@@ -38,7 +38,7 @@ class BpeTokenizer(TextTokenizer):
 
     Text is never encoded as a special id: ``"<|endoftext|>"`` is encoded as its characters. A lone
     surrogate that stands for a byte (``surrogateescape``) is encoded as that byte. Decoding leaves
-    special ids out, and bytes that aren't UTF-8 become U+FFFD.
+    special ids out, and bytes that are not UTF-8 become U+FFFD.
 
     A tokenizer read from a Hugging Face folder keeps its ids and rules, which may lose some text.
 
@@ -199,8 +199,8 @@ def bpe_from_folder(folder: str | os.PathLike[str]) -> BpeTokenizer:
     ``special_tokens_map.json``); without these files, ``<|endoftext|>``.
 
     Raises:
-        UserError: the file is not found, or can't be used.
-        RunError: the file can't be read.
+        UserError: the file is not found, or cannot be used.
+        RunError: the file cannot be read.
     """
     folder = Path(folder)
     rules = _read(folder / "tokenizer.json")
@@ -237,7 +237,7 @@ def _read(path: Path) -> str | None:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8; save the tokenizer again") from error
     except OSError as error:
-        raise RunError(f"can't read {path}: {error.strerror or error}") from error
+        raise RunError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _has_gpt2_rules(core: Any) -> bool:

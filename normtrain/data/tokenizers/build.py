@@ -33,7 +33,7 @@ def train_text_tokenizer(
             ``"byte"`` takes none.
 
     Raises:
-        UserError: the kind is not found, there is no text, or `vocab_size` can't be used.
+        UserError: the kind is not found, there is no text, or `vocab_size` cannot be used.
     """
     if kind == "bpe":
         if vocab_size is None:
@@ -90,7 +90,7 @@ def cached_text_tokenizer(
 
     Raises:
         UserError: as `train_text_tokenizer` does.
-        RunError: the cache can't be written.
+        RunError: the cache cannot be written.
     """
     import tokenizers
 

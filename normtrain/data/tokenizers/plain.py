@@ -15,7 +15,7 @@ class ByteTokenizer(TextTokenizer):
     """The 256 bytes of UTF-8, and `eos` (256). Lossless for any text.
 
     A lone surrogate that stands for a byte (``surrogateescape``) is encoded as that byte; bytes
-    that aren't UTF-8 are decoded as U+FFFD.
+    that are not UTF-8 are decoded as U+FFFD.
     """
 
     kind = "byte"

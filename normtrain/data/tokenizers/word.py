@@ -16,7 +16,7 @@ _END, _UNKNOWN_ID = "<eos>", 1
 class WordTokenizer(TextTokenizer):
     """Words between white space, and ``<eos>`` for each line end.
 
-    ``<unk>`` in the text is the unknown word, and so is every word that isn't in the vocabulary
+    ``<unk>`` in the text is the unknown word, and so is every word that is not in the vocabulary
     (and a literal ``<eos>``). Decoding joins words by one space and writes ``<eos>`` as a line end.
 
     Args:
@@ -60,7 +60,7 @@ def train_word(texts: Iterable[str], vocab_size: int | None) -> WordTokenizer:
     """Take all words of a text, or the most frequent ones; ties go by the alphabet.
 
     Args:
-        texts: pieces of text that don't cut words.
+        texts: pieces of text that do not cut words.
         vocab_size: ids at most, with ``<eos>`` and ``<unk>``; None takes all words.
 
     Raises:

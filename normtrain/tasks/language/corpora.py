@@ -64,8 +64,8 @@ def load_text(
         hub_loader: replaces the Hub (see `load_hub_text`).
 
     Raises:
-        UserError: the corpus, file or split is not found, or a file can't be used.
-        RunError: the Hub can't be reached, or a file can't be read.
+        UserError: the corpus, file or split is not found, or a file cannot be used.
+        RunError: the Hub cannot be reached, or a file cannot be read.
     """
     plain: dict[str, str | int | None] = {"kind": "file", "source": source, "revision": None}
     path = expand_user(source)

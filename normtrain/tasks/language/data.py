@@ -74,7 +74,7 @@ class LanguageData(CorpusData[EncodedText]):
             world: how many slices there are.
 
         Raises:
-            UserError: the split wasn't loaded, or a setting can't be used.
+            UserError: the split was not loaded, or a setting cannot be used.
         """
         windows = EvaluationWindows(self._split(split), self.config.window, stride)
         if batch_size is None:

@@ -24,7 +24,7 @@ _TOGETHER = 16
 
 @dataclass(frozen=True)
 class TextCounts:
-    """Sizes of a split, for rates that don't depend on the tokenizer.
+    """Sizes of a split, for rates that do not depend on the tokenizer.
 
     Bits per byte and per character divide by `bytes` and `characters`. Word-level perplexity, as
     published for WikiText and the Penn Treebank, divides by `words` and `lines` together, since
@@ -93,8 +93,8 @@ def encode_text(
         cache_dir: see `normtrain.data.cache.cache_root`.
 
     Raises:
-        UserError: a file of the text can't be used.
-        RunError: the text can't be read, or the cache can't be written.
+        UserError: a file of the text cannot be used.
+        RunError: the text cannot be read, or the cache cannot be written.
     """
     by_lines = tokenizer.kind == "word"
     mark = document_mark and not by_lines

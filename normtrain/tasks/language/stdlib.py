@@ -14,7 +14,7 @@ from normtrain.errors import UserError
 from normtrain.tasks.language.text_files import fixed_splits
 
 # Left out: installed packages, tests, files generated when Python is built, and IDLE and lib2to3,
-# which some distributions don't ship and which have files that are invalid on purpose.
+# which some distributions do not ship and which have files that are invalid on purpose.
 _LEFT_OUT = frozenset(
     ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__pycache__")
 )
@@ -29,7 +29,7 @@ def load_python(
     """Return the running interpreter's own ``.py`` files, about 10 MB; a file is a document.
 
     A hash of its relative name decides the split of a file, so that most files keep their split
-    from one version of Python to the next. Files that aren't UTF-8 are skipped.
+    from one version of Python to the next. Files that are not UTF-8 are skipped.
 
     Args:
         splits: which of train, valid and test; None takes all.
@@ -39,8 +39,8 @@ def load_python(
         The splits, and how many files were skipped.
 
     Raises:
-        UserError: a split is not found, or the library's sources aren't installed.
-        RunError: a file can't be read.
+        UserError: a split is not found, or the library's sources are not installed.
+        RunError: a file cannot be read.
     """
     wanted = fixed_splits(splits)
     root = root or Path(sysconfig.get_path("stdlib"))

@@ -78,8 +78,8 @@ def find_text(folder: Path, split: str) -> Path | None:
 def file_documents(path: Path, begin: int = 0, end: int | None = None) -> Documents:
     """Return the documents between two byte offsets of a file, without a byte-order mark.
 
-    Reading them raises `UserError` if the file isn't UTF-8 or is a damaged ``.gz`` file, and
-    `RunError` if it can't be read.
+    Reading them raises `UserError` if the file is not UTF-8 or is a damaged ``.gz`` file, and
+    `RunError` if it cannot be read.
     """
     length = None if end is None else end - begin
     strict = not _is_cut_by_bytes(path)
@@ -109,7 +109,7 @@ def load_file(path: Path, splits: Sequence[str] | None) -> dict[str, Documents]:
     Raises:
         UserError: the file is empty, has too few lines or is damaged, or it is named ``enwik8`` or
             ``text8`` and has another size.
-        RunError: the file can't be read.
+        RunError: the file cannot be read.
     """
     wanted = fixed_splits(splits)
     first, second, size = _cuts(path)

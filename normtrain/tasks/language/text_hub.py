@@ -49,11 +49,11 @@ def load_hub_text(
         loader: replaces the Hub.
 
     Returns:
-        The splits, and the commit that was read, None where it can't be told.
+        The splits, and the commit that was read, None where it cannot be told.
 
     Raises:
         UserError: the dataset, configuration, revision, split or ``text`` column is not found.
-        RunError: the Hub can't be reached and the dataset isn't cached.
+        RunError: the Hub cannot be reached and the dataset is not cached.
     """
     if repository == ENWIK8:
         return _load_enwik8(revision, splits, loader)

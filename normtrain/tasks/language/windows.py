@@ -18,7 +18,7 @@ class WindowBatches(EpochBatches):
 
     Each epoch cuts the stream into windows of `window` input tokens (a window also holds the next
     token, the last target) from an offset on, and shuffles them; offset and order are a pure
-    function of (seed, epoch). Windows don't overlap but for that one token, and fewer than
+    function of (seed, epoch). Windows do not overlap but for that one token, and fewer than
     2·`window` tokens at the two ends of the stream are left out of an epoch. A batch has
     ``max_tokens // window`` windows, the last one of an epoch may have fewer.
 
@@ -98,7 +98,7 @@ class EvaluationWindows(Dataset[dict[str, torch.Tensor]]):
         stride: by how many tokens windows advance; None takes `window`.
 
     Raises:
-        UserError: `window` is below 1, or `stride` isn't from 1 to `window`.
+        UserError: `window` is below 1, or `stride` is not from 1 to `window`.
     """
 
     def __init__(self, text: EncodedText, window: int, stride: int | None = None) -> None:

@@ -61,7 +61,7 @@ class TokenBatches(EpochBatches):
         self._count = min(int(np.ceil(unshuffled * (1 + _SLACK))), len(self._source))
 
     def efficiency(self, epoch: int = 0) -> tuple[float, float]:
-        """Return the shares of source and of target positions that aren't padding."""
+        """Return the shares of source and of target positions that are not padding."""
         batches = self.plan(epoch)
         return _real_share(batches, self._source), _real_share(batches, self._target)
 
@@ -158,7 +158,7 @@ def collate(pairs: EncodedPairs, indices: Sequence[int] | Indices) -> dict[str, 
 
 
 def _real_share(batches: Sequence[Indices], positions: NDArray[Any]) -> float:
-    """The share of positions that aren't padding, of one side."""
+    """The share of positions that are not padding, of one side."""
     real = sum(int(positions[batch].sum()) for batch in batches)
     return real / sum(int(positions[batch].max()) * len(batch) for batch in batches)
 

@@ -88,9 +88,9 @@ def load_corpus(
         hub_loader: replaces the Hub (see `load_parallel_hub`).
 
     Raises:
-        UserError: the corpus, folder, file or split is not found or can't be used, or it isn't in
+        UserError: the corpus, folder, file or split is not found or cannot be used, or it is not in
             these languages.
-        RunError: the Hub can't be reached, or a file can't be read.
+        RunError: the Hub cannot be reached, or a file cannot be read.
     """
     if source in _NAMES and {source_lang, target_lang} != set(_NAMED_PAIR):
         raise UserError(

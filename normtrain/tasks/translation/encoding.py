@@ -145,7 +145,7 @@ def encode_pairs(
 
     Raises:
         UserError: `max_length` is below 2, or no training pair is left.
-        RunError: the cache can't be written.
+        RunError: the cache cannot be written.
     """
     if max_length < 2:
         raise UserError(f"max_length must be >= 2, got {max_length}")
@@ -167,7 +167,7 @@ def cached_tokenizer(
 
     Raises:
         UserError: as `train_tokenizer` does.
-        RunError: the cache can't be written.
+        RunError: the cache cannot be written.
     """
     import tokenizers
 

@@ -43,7 +43,7 @@ def read_parallel_folder(
     Raises:
         UserError: a file is missing, empty, not UTF-8 or truncated, the line counts differ, or no
             line has text on both sides.
-        RunError: a file can't be read.
+        RunError: a file cannot be read.
     """
     languages = (source_lang, target_lang)
     if splits is None:
@@ -85,7 +85,7 @@ def read_lines(path: Path) -> list[str]:
     Raises:
         UserError: the file is empty, truncated, not gzip though it is named ``.gz``, or not
             UTF-8; the message names the file and the line.
-        RunError: the file can't be read.
+        RunError: the file cannot be read.
     """
     try:
         raw = _gunzip(path) if path.suffix == ".gz" else path.read_bytes()

@@ -38,11 +38,11 @@ def load_parallel_hub(
 
     Returns:
         ``{split: (source lines, target lines)}``, and the commit that was read, None where it
-        can't be told.
+        cannot be told.
 
     Raises:
         UserError: the dataset, revision, split or columns are not found.
-        RunError: the Hub can't be reached and the dataset isn't cached.
+        RunError: the Hub cannot be reached and the dataset is not cached.
     """
     languages = (source_lang, target_lang)
     if loader is None:

@@ -1,7 +1,7 @@
 """A joint byte-pair encoding of both languages, lossless for any text.
 
 The layout follows SentencePiece (Kudo and Richardson 2018): words start with ``▁``, and a
-character that isn't in the vocabulary is encoded as its UTF-8 bytes, so nothing is unknown.
+character that is not in the vocabulary is encoded as its UTF-8 bytes, so nothing is unknown.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Tokenizer:
     """A trained tokenizer. ``decode(encode(text))`` is the text in NFC with white space folded.
 
     Text is never encoded as a special id: ``"</s>"`` is encoded as four characters. Lone
-    surrogates, which UTF-8 can't represent, become ``?``.
+    surrogates, which UTF-8 cannot represent, become ``?``.
 
     Attributes:
         vocab_size: ids are 0 to vocab_size-1; `PAD`, `BOS`, `EOS` and `UNK` are 0 to 3.
@@ -69,7 +69,7 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special ids and ids outside the vocabulary are left out.
 
-        Bytes that aren't UTF-8, which a model may generate, become U+FFFD.
+        Bytes that are not UTF-8, which a model may generate, become U+FFFD.
         """
         table, size = self._bytes, self.vocab_size
         raw = b"".join(table[i] for i in map(int, ids) if 0 <= i < size)

@@ -92,8 +92,8 @@ def check_plain(folder: Path) -> Metadata:
         if "executed" not in str(error) and "GLOBAL " not in str(error):
             raise _damaged(folder, error) from error
         raise UserError(
-            f"can't read the checkpoint {folder}: it holds objects that would have to be executed, "
-            f"which is not done"
+            f"cannot read the checkpoint {folder}: it holds objects that would have to be "
+            f"executed, which is not done"
         ) from error
     except Exception as error:  # a damaged file can make the reader raise anything
         raise _damaged(folder, error) from error
@@ -102,7 +102,7 @@ def check_plain(folder: Path) -> Metadata:
 
 def _damaged(folder: Path, error: Exception) -> DamagedFile:
     return DamagedFile(
-        f"can't read the checkpoint {folder}: it is truncated, damaged or not a checkpoint "
+        f"cannot read the checkpoint {folder}: it is truncated, damaged or not a checkpoint "
         f"({on_one_line(error)}); use an earlier one of the run"
     )
 
@@ -129,7 +129,7 @@ def read_sharded(folder: Path) -> dict[str, Any]:
             dcp.load({_MODEL: weights}, checkpoint_id=folder, no_dist=True)
     except Exception as error:
         raise DamagedFile(
-            f"can't read the checkpoint {folder}: its tensors are damaged; use an earlier one of "
+            f"cannot read the checkpoint {folder}: its tensors are damaged; use an earlier one of "
             f"the run"
         ) from error
     return {**read_plain(folder / REST), _MODEL: weights}

@@ -213,7 +213,7 @@ def test_files_that_are_no_good(content: Any, text: str, tmp_path: Path) -> None
 def test_a_file_that_can_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder, so a sharded checkpoint"):
         load_checkpoint(Task, tmp_path)
-    with pytest.raises(RunError, match="can't read"):
+    with pytest.raises(RunError, match="cannot read"):
         load_checkpoint(Task, tmp_path / ("x" * 300))
 
 

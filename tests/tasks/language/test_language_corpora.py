@@ -248,5 +248,5 @@ def test_a_file_that_cannot_be_read_says_so(tmp_path: Path) -> None:
         def read(self, _: int) -> bytes:
             raise OSError(5, "Input/output error")
 
-    with pytest.raises(RunError, match="can't read .*text: Input/output error"):
+    with pytest.raises(RunError, match="cannot read .*text: Input/output error"):
         list(document(in_pieces(Broken(), path=tmp_path / "text")))  # type: ignore[arg-type]

@@ -246,7 +246,7 @@ class _Search:
         self.ends = torch.cat([self.ends, length * beam + parents], dim=1).gather(1, order)
 
     def finished(self, length: int) -> Tensor:
-        """Which sentences (B,) can't improve any more.
+        """Which sentences (B,) cannot improve any more.
 
         A log-probability only falls, so that of a live hypothesis divided by the greatest penalty
         ahead (the limit's, or for a negative alpha the next length's) bounds its final score.
